@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: install demo test test-all check clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/distsparse sweep tune_spaces/demo.yaml --output $(DEMO)
+	$(BIN)/distsparse results $(DEMO)
+	$(BIN)/distsparse pareto $(DEMO) --maximize accuracy --maximize sparsity --minimize latency_ms \
+		--plot $(DEMO)/pareto.png --csv $(DEMO)/pareto.csv
+
+test: install check
+	$(BIN)/pytest -m 'not slow'
+
+# Everything, the slow tests too: real clusters, kills, the published numbers.
+test-all: install check
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,7 @@
+"""``python -m distsparse``."""
+
+import sys
+
+from distsparse.cli.main import main
+
+sys.exit(main())

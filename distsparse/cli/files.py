@@ -1,0 +1,57 @@
+"""YAML files and ``--set`` options → plain values, with errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML 1.2 file (so that 1e-4 is a number and `no` is text).
+
+    Raises:
+        ValueError: missing, not YAML, a key twice, or not a mapping.
+    """
+    try:
+        values = _parse(Path(file).read_text())
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: must hold a mapping, not {type(values).__name__}")
+    return values
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return ``["method.delta_T=200"]`` as ``{"method.delta_T": 200}``; values are YAML.
+
+    Raises:
+        ValueError: no equals sign, a path twice, or a value that is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set {assignment}: must be path=value, for example method.delta_T=200")
+        if path in values:
+            raise ValueError(f"--set {path}: given twice")
+        try:
+            values[path] = _parse(text)
+        except ValueError as error:
+            raise ValueError(f"--set {assignment}: {error}") from None
+    return values
+
+
+def _parse(text: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"is not valid YAML: {problem}{where}") from None

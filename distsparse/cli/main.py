@@ -1,0 +1,55 @@
+"""The command line: exit code 0 for success, 1 for a run that failed, 2 for bad input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from distsparse.cli import methods, pareto, results, sweep, train
+from distsparse.version import __version__
+
+EPILOG = """\
+Start with:  distsparse train
+             distsparse sweep tune_spaces/demo.yaml
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    top = argparse.ArgumentParser(
+        prog="distsparse",
+        description="Train neural networks that are sparse from the first step, "
+        "on one machine or a Ray cluster.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"distsparse {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for command in (train, sweep, results, pareto, methods):
+        command.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    args = parser().parse_args(arguments)
+    # A console script has its own folder in front, where `python -m` has the working directory;
+    # package.module:function in a configuration means the user's.
+    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds text
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        return args.run(args) or 0
+    except ValueError as error:
+        print(f"distsparse: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("distsparse: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

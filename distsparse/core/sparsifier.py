@@ -1,0 +1,393 @@
+"""The only object with a lifetime: keeps a model's weights, gradients and optimizer state on a topology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distsparse.core.method import Method
+from distsparse.core.moves import Context, Move, run
+from distsparse.core.signals import Signals
+from distsparse.core.topology import Topology
+from distsparse.core.weights import SparseWeight, find_weights, zero_where
+from distsparse.dist import Comm, any_rank, current, verify
+from distsparse.ops import counter_rng
+from distsparse.ops.digest import mask_digest, to_hex
+
+Batch = Any
+LossFn = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What an update did to one layer. A weight dropped and grown again in one update did not change."""
+
+    name: str
+    num_dropped: int
+    num_grown: int
+    nnz: int
+    num_weights: int
+    fraction: float
+    """num_dropped relative to the active weights before."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class Rewired:
+    """A mask update that happened."""
+
+    step: int
+    layers: tuple[LayerChange, ...]
+    skip_optimizer_step: bool
+    """the method wants no optimizer step in this iteration."""
+
+    @property
+    def num_dropped(self) -> int:
+        """Connections removed over all layers."""
+        return sum(layer.num_dropped for layer in self.layers)
+
+    @property
+    def num_grown(self) -> int:
+        """Connections added over all layers."""
+        return sum(layer.num_grown for layer in self.layers)
+
+
+@dataclass
+class Statistics:
+    """Totals over the run so far."""
+
+    num_updates: int = 0
+    num_dropped: int = 0
+    num_grown: int = 0
+    num_deferred: int = 0
+    """updates put off by a step because a gradient was not finite."""
+
+
+class Sparsifier:
+    """Sparse training of a model in anyone's own loop.
+
+    ::
+
+        sparsifier = Sparsifier.attach(rigl(sparsity=0.9), model, optimizer, total_steps=1000, seed=0)
+        sparsifier.initialize()
+        for batch in batches:
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            event = sparsifier.step()  # after backward, before the optimizer
+            if not (event and event.skip_optimizer_step):
+                optimizer.step()
+
+    After every ``step`` and every optimizer step, inactive weights, their gradients and every optimizer-state
+    tensor of the weight's shape are exactly zero at inactive positions: any torch optimizer, through a hook.
+    Under DDP every rank makes the same calls; masks are equal by construction and compared after each update.
+    """
+
+    @classmethod
+    def attach(
+        cls,
+        method: Method,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        seed: int,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        comm: Comm | None = None,
+    ) -> Sparsifier:
+        """Prepare a model; no weight is touched before :meth:`initialize`.
+
+        Args:
+            method: what to do, e.g. ``distsparse.methods.rigl(sparsity=0.9)``.
+            model: on its device, bare or wrapped by DDP.
+            optimizer: any torch optimizer over the model's parameters, bare or wrapped by accelerate.
+            total_steps: optimizer steps of the whole run; T_end is relative to it.
+            seed: of the topology's random choices; equal on all ranks.
+            include: glob patterns of weights to sparsify, see :func:`~distsparse.core.weights.find_weights`.
+            exclude: glob patterns of weights to leave dense.
+            comm: the ranks that share the topology; the default process group unless given.
+
+        Raises:
+            ValueError: nothing to sparsify, a pattern without a match, T_end past the run, or a weight that
+                the optimizer does not hold.
+        """
+        if total_steps < 1:
+            raise ValueError(f"total_steps = {total_steps!r}: must be at least 1")
+        method.stop_step(total_steps)
+        weights = find_weights(model, include=include, exclude=exclude)
+        # accelerate's wrapper delegates step() to the inner optimizer, which is where hooks and state live.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        held = {id(p) for group in inner.param_groups for p in group["params"]}
+        for weight in weights:
+            if id(weight.parameter) not in held:
+                raise ValueError(f"the optimizer does not hold the sparsified weight {weight.name!r}")
+        return cls(method, model, inner, weights, total_steps, seed, comm or current())
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        optimizer: Optimizer,
+        weights: Sequence[SparseWeight],
+        total_steps: int,
+        seed: int,
+        comm: Comm,
+    ) -> None:
+        self.method = method
+        self.statistics = Statistics()
+        self._model = model
+        self._optimizer = optimizer
+        self._weights = {weight.name: weight for weight in weights}
+        self._total_steps = total_steps
+        self._seed = seed
+        self._comm = comm
+        self._step = 0
+        self._pending = False
+        self._grad_abs: dict[str, Tensor] = {}
+        self._shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self._set_topology(self._all_active())
+        optimizer.register_step_post_hook(self._after_optimizer_step)
+
+    @property
+    def topology(self) -> Topology:
+        """What is active now."""
+        return self._topology
+
+    @property
+    def weights(self) -> dict[str, SparseWeight]:
+        """The sparsified weights by name."""
+        return dict(self._weights)
+
+    def update_schedule(self) -> list[int]:
+        """Return the steps of this run at which the masks are updated."""
+        return self.method.update_schedule(self._total_steps)
+
+    def initialize(self, batches: Iterable[Batch] | None = None, loss_fn: LossFn | None = None) -> Rewired:
+        """Choose the first topology and zero what is inactive. All ranks must call it.
+
+        Args:
+            batches: this rank's batches, for methods whose first topology depends on gradients.
+            loss_fn: (model, batch) → scalar mean loss, likewise.
+
+        Raises:
+            ValueError: the method needs gradients and ``batches`` or ``loss_fn`` is missing.
+            TopologyMismatch: ranks chose differently.
+        """
+        gradients: dict[str, Tensor] = {}
+        if "grad" in self.method.init_needs or "grad_abs" in self.method.init_needs:
+            gradients = self._initial_gradients(batches, loss_fn)
+        return self._rewire(self.method.init, gradients, {n: g.abs() for n, g in gradients.items()})
+
+    def step(self) -> Rewired | None:
+        """Update the masks if it is time, then mask the gradients. After backward, before the optimizer.
+
+        Gradients must be the reduced ones (DDP's backward leaves them so). A gradient that is not finite
+        on any rank defers the update, on all ranks, to the next step; a gradient window leaves it out.
+
+        Returns:
+            What changed, or None where no update took place.
+
+        Raises:
+            ValueError: an update needs a gradient and there is none.
+            TopologyMismatch: ranks disagree after the update; raised on all ranks.
+        """
+        step, self._step = self._step, self._step + 1
+        event = None
+        due = self._pending or self.method.is_update_step(step, self._total_steps)
+        in_window = self._in_gradient_window(step)
+        if (due or in_window) and any_rank(self._comm, self._gradients_not_finite()):
+            self.statistics.num_deferred += due and not self._pending
+            self._pending = due
+        else:
+            if in_window:
+                self._accumulate_gradients()
+            if due:
+                self._pending = False
+                gradients = self._gradients() if self.method.update_needs else {}
+                event = self._rewire(self.method.update, gradients, self._grad_abs, step=step)
+                self._grad_abs = {}
+                self.statistics.num_updates += 1
+                self.statistics.num_dropped += event.num_dropped
+                self.statistics.num_grown += event.num_grown
+        for name, weight in self._weights.items():
+            if weight.parameter.grad is not None:
+                zero_where(weight.parameter.grad, self._inactive[name])
+        return event
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs: tensors and plain values, nested in dictionaries of string keys."""
+        return {
+            "step": self._step,
+            "pending": self._pending,
+            "targets": dict(self._topology.targets),
+            "statistics": vars(self.statistics).copy(),
+            "masks": {name: mask.clone() for name, mask in self._topology.masks.items()},
+            "grad_abs": {name: value.clone() for name, value in self._grad_abs.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; restore the model's and optimizer's own state as well.
+
+        Raises:
+            ValueError: the state names other layers or shapes, or its counts contradict its masks.
+        """
+        masks: dict[str, Tensor] = state["masks"]
+        shapes = {name: tuple(mask.shape) for name, mask in self._topology.masks.items()}
+        if {name: tuple(mask.shape) for name, mask in masks.items()} != shapes:
+            raise ValueError(
+                "the state's layers or shapes differ from the model's: not a state of this model"
+            )
+        device_masks = {
+            name: masks[name].to(mask.device, torch.bool) for name, mask in self._topology.masks.items()
+        }
+        topology = Topology(device_masks, {name: int(state["targets"][name]) for name in shapes})
+        for name in shapes:
+            if topology.nnz(name) != topology.targets[name]:
+                raise ValueError(
+                    f"layer {name!r}: {topology.nnz(name)} active, but its target is {topology.targets[name]}"
+                )
+        self._step = int(state["step"])
+        self._pending = bool(state["pending"])
+        self.statistics = Statistics(**state["statistics"])
+        self._grad_abs = {
+            name: value.to(self._topology.masks[name].device) for name, value in state["grad_abs"].items()
+        }
+        self._set_topology(topology)
+        self._zero_inactive()
+
+    def _all_active(self) -> Topology:
+        masks = {
+            name: torch.ones_like(weight.matrix(weight.parameter.detach()), dtype=torch.bool)
+            for name, weight in self._weights.items()
+        }
+        return Topology(masks, {name: mask.numel() for name, mask in masks.items()})
+
+    def _set_topology(self, topology: Topology) -> None:
+        self._topology = topology
+        self._inactive = {name: self._weights[name].unmatrix(~mask) for name, mask in topology.masks.items()}
+
+    def _rewire(
+        self,
+        moves: Sequence[Move],
+        gradients: dict[str, Tensor],
+        grad_abs: dict[str, Tensor],
+        *,
+        step: int = 0,
+    ) -> Rewired:
+        """Run moves, check counts and agreement, then apply: all ranks raise or none does."""
+        before = self._topology
+
+        def signals(name: str, purpose: str) -> Signals:
+            weight = self._weights[name]
+            return Signals(
+                weight=weight.matrix(weight.parameter.detach()),
+                key=counter_rng.key(self._seed, step, name, purpose),
+                grad=gradients.get(name),
+                grad_abs=grad_abs.get(name),
+            )
+
+        progress = self.method.progress(step, self._total_steps)
+        context = Context(before, before, self._shapes, signals, progress, self.method.sparsity(progress))
+        with torch.no_grad():
+            after = run(moves, context)
+            digests = {name: mask_digest(mask) for name, mask in after.masks.items()}
+            verify(self._comm, list(digests), torch.stack(list(digests.values())), step=step)
+            changes = tuple(
+                self._change(name, before.masks[name], after, int(digests[name])) for name in after.masks
+            )
+            self._set_topology(after)
+            self._zero_inactive()
+        return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
+
+    def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
+        mask = after.masks[name]
+        nnz = int(mask.sum())
+        assert nnz == after.targets[name], f"{name}: {nnz} active, target {after.targets[name]}"
+        num_dropped = int((before & ~mask).sum())
+        num_before = int(before.sum())
+        return LayerChange(
+            name=name,
+            num_dropped=num_dropped,
+            num_grown=int((mask & ~before).sum()),
+            nnz=nnz,
+            num_weights=mask.numel(),
+            fraction=num_dropped / num_before if num_before else 0.0,
+            digest=to_hex(digest),
+        )
+
+    def _zero_inactive(self) -> None:
+        """Zero weights and optimizer state at inactive positions.
+
+        What was inactive before is zero already, so a newly grown position starts at zero as well.
+        """
+        for name, weight in self._weights.items():
+            inactive = self._inactive[name]
+            zero_where(weight.parameter, inactive)
+            for value in self._optimizer.state.get(weight.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
+                    zero_where(value, inactive)
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._zero_inactive()
+
+    def _gradients(self) -> dict[str, Tensor]:
+        gradients = {}
+        for name, weight in self._weights.items():
+            if weight.parameter.grad is None:
+                raise ValueError(
+                    f"weight {name!r} has no gradient at step {self._step - 1}: call step() after backward() "
+                    "and before zero_grad()"
+                )
+            gradients[name] = weight.matrix(weight.parameter.grad)
+        return gradients
+
+    def _gradients_not_finite(self) -> Tensor:
+        gradients = [w.parameter.grad for w in self._weights.values() if w.parameter.grad is not None]
+        if not gradients:
+            return torch.tensor(False, device=next(iter(self._weights.values())).parameter.device)
+        # A sum is finite only if every term is, and costs one pass without a temporary of the layer's size.
+        # It may overflow in half precision, so it runs in float32 at least; a false alarm defers one step.
+        sums = torch.stack([g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients])
+        return ~torch.isfinite(sums).all()
+
+    def _in_gradient_window(self, step: int) -> bool:
+        if "grad_abs" not in self.method.update_needs:
+            return False
+        window = self.method.gradient_window
+        return self._pending or any(
+            self.method.is_update_step(later, self._total_steps) for later in range(step, step + window)
+        )
+
+    def _accumulate_gradients(self) -> None:
+        for name, gradient in self._gradients().items():
+            magnitude = gradient.abs()
+            self._grad_abs[name] = self._grad_abs[name] + magnitude if name in self._grad_abs else magnitude
+
+    def _initial_gradients(
+        self, batches: Iterable[Batch] | None, loss_fn: LossFn | None
+    ) -> dict[str, Tensor]:
+        """Return the mean gradient over all ranks' batches; the model's own gradients are left as found."""
+        if batches is None or loss_fn is None:
+            raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
+        parameters = [weight.parameter for weight in self._weights.values()]
+        # The bare model: every rank reduces once below, not once per backward.
+        model = getattr(self._model, "module", self._model)
+        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        num_batches = torch.zeros(1, dtype=torch.int64, device=parameters[0].device)
+        for batch in batches:
+            grads = torch.autograd.grad(loss_fn(model, batch), parameters)
+            totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+            num_batches += 1
+        # Ranks may hold different numbers of batches; they must still see one and the same mean.
+        count = int(self._comm.sum(num_batches))
+        if count == 0:
+            raise ValueError("this method's first topology needs gradients, and batches is empty")
+        return {
+            name: weight.matrix(self._comm.sum(total) / count)
+            for (name, weight), total in zip(self._weights.items(), totals, strict=True)
+        }

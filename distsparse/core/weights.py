@@ -1,0 +1,103 @@
+"""Which weights of a model are sparsified, and how one of them is seen as a (rows, cols) matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+# Wrappers put their own level in front of every parameter's name; a topology keeps the model's names.
+_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """One sparsified weight: rows are outputs (neurons, channels), columns everything that feeds one."""
+
+    name: str
+    kind: str
+    parameter: nn.Parameter
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Output-first shape: (out, in) or (out, in, *kernel); what allocations are computed from."""
+        shape = tuple(self.parameter.shape)
+        return shape[::-1] if self.transposed else shape
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape as (rows, cols)."""
+        return tensor.t() if self.transposed else tensor.reshape(tensor.shape[0], -1)
+
+    def unmatrix(self, matrix: Tensor) -> Tensor:
+        """Return a (rows, cols) matrix in the parameter's shape."""
+        return matrix.t() if self.transposed else matrix.reshape(self.parameter.shape)
+
+
+def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield (attribute, parameter, transposed) of the weights a module may have sparsified."""
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        yield "weight", module.weight, False
+    elif isinstance(module, nn.MultiheadAttention):
+        for attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            yield attribute, getattr(module, attribute), False
+    elif type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        yield "weight", cast(Tensor, module.weight), True  # stored (in, out)
+
+
+def find_weights(
+    model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> list[SparseWeight]:
+    """Return the weights to sparsify, in the model's order.
+
+    Linear, Conv1d/2d/3d, MultiheadAttention projections and transformers' Conv1D; never biases,
+    normalisations or embeddings (a weight tied to an embedding is an embedding). A weight tied to another
+    is one weight, under its first name.
+
+    Args:
+        model: possibly wrapped by DDP or torch.compile; names are those of the inner model.
+        include: glob patterns on parameter names ("layer1.*.weight"); any may match.
+        exclude: glob patterns; none may match.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left to sparsify.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    found: dict[int, SparseWeight] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter, transposed in _weights_of(module):
+            if not isinstance(parameter, nn.Parameter):
+                continue  # absent, or computed by a parametrization
+            if id(parameter) not in found and id(parameter) not in embeddings:
+                name = _WRAPPERS.sub("", f"{module_name}.{attribute}" if module_name else attribute)
+                found[id(parameter)] = SparseWeight(name, type(module).__name__, parameter, transposed)
+    names = [weight.name for weight in found.values()]
+    for field, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if names and not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"{field} pattern {pattern!r} matches no weight; weights: {', '.join(names)}"
+                )
+    chosen = [
+        weight
+        for weight in found.values()
+        if any(fnmatchcase(weight.name, pattern) for pattern in include)
+        and not any(fnmatchcase(weight.name, pattern) for pattern in exclude)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"model {type(model).__name__} has nothing to sparsify: it has "
+            f"{len(names)} Linear, Conv, MultiheadAttention or Conv1D weights, and none is selected"
+        )
+    return chosen
+
+
+def zero_where(tensor: Tensor, inactive: Tensor) -> None:
+    """Set entries to exactly zero in place, NaN and infinity included; works on a leaf that requires grad."""
+    with torch.no_grad():
+        tensor.masked_fill_(inactive, 0)

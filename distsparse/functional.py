@@ -1,0 +1,130 @@
+"""Sparse training as pure functions on plain tensors, for people with their own framework.
+
+The moves are those of :class:`~distsparse.core.Sparsifier`: equal names, weights, gradients, masks, step and
+seed give equal masks. What is left to the caller: to sum |gradient| over steps, to zero gradients and
+optimizer state where a mask is False, and to skip the optimizer step of an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from distsparse.core import Context, Method, Signals, Topology
+from distsparse.core.moves import run
+from distsparse.methods.params import AlphaSchedule
+from distsparse.methods.rigl import rigl
+from distsparse.ops import counter_rng
+from distsparse.ops.allocation import num_active
+from distsparse.ops.select import top_k_mask
+
+Tensors = Mapping[str, Tensor]
+TensorOrTensors = TypeVar("TensorOrTensors", Tensor, Tensors)
+
+
+def random_mask(shape: Sequence[int], *, sparsity: float, seed: int = 0) -> Tensor:
+    """Return a bool mask with exactly the number of active weights that the sparsity asks for.
+
+    Inactive weights are rounded to nearest; which ones is a function of ``seed`` and position only.
+
+    Raises:
+        ValueError: ``sparsity`` is not in [0, 1).
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity = {sparsity!r}: must be at least 0 and less than 1")
+    candidates = torch.ones(tuple(shape), dtype=torch.bool)
+    index = torch.arange(candidates.numel()).reshape(candidates.shape)
+    bits = counter_rng.bits(counter_rng.key(seed, "random_mask"), index)
+    return top_k_mask(bits, num_active(candidates.numel(), sparsity), candidates)
+
+
+def update(
+    method: Method,
+    weights: Tensors,
+    gradients: Tensors,
+    masks: Tensors,
+    step: int,
+    *,
+    total_steps: int,
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return weights and masks after a method's update; equal to the arguments if ``step`` is none of its.
+
+    Grown weights start at zero; a weight dropped and grown again by one update keeps its value.
+
+    Args:
+        method: what to do, e.g. ``distsparse.methods.set_(delta_T=50)``.
+        weights: output-first tensors of one dimension or more, by layer; left as they are.
+        gradients: *dense* gradients of the loss, already averaged over processes; same names and shapes.
+        masks: bool; same names and shapes.
+        step: number of optimizer steps done before this one.
+        total_steps: optimizer steps of the whole run.
+        seed: of random choices.
+
+    Raises:
+        ValueError: names or shapes differ, a mask is not bool, or T_end lies past the run.
+        FloatingPointError: a score is NaN.
+    """
+    for name in sorted({*weights, *gradients, *masks}):
+        shapes = [tuple(of[name].shape) if name in of else None for of in (weights, gradients, masks)]
+        if len(set(shapes)) > 1 or masks[name].dtype != torch.bool:
+            raise ValueError(
+                f"layer {name!r}: weight, gradient and mask have shapes {shapes}; they must be equal, "
+                "and the mask bool"
+            )
+    if not method.is_update_step(step, total_steps):
+        return dict(weights), dict(masks)
+
+    def matrix(tensor: Tensor) -> Tensor:
+        return tensor.detach().reshape(tensor.shape[0], -1)
+
+    def signals(name: str, purpose: str) -> Signals:
+        gradient = matrix(gradients[name])
+        key = counter_rng.key(seed, step, name, purpose)
+        return Signals(weight=matrix(weights[name]), key=key, grad=gradient, grad_abs=gradient.abs())
+
+    matrices = {name: matrix(masks[name]) for name in weights}
+    before = Topology(matrices, {name: int(mask.sum()) for name, mask in matrices.items()})
+    sizes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    progress = method.progress(step, total_steps)
+    context = Context(before, before, sizes, signals, progress, method.sparsity(progress))
+    after = {name: mask.reshape(sizes[name]) for name, mask in run(method.update, context).masks.items()}
+    kept = {name: torch.where(after[name] & masks[name], weights[name].detach(), 0) for name in weights}
+    return kept, after
+
+
+def rigl_update(
+    weights: TensorOrTensors,
+    gradients: TensorOrTensors,
+    mask: TensorOrTensors,
+    step: int,
+    *,
+    total_steps: int,
+    delta_T: int = 100,
+    alpha: float = 0.3,
+    alpha_schedule: AlphaSchedule = "cosine",
+    T_end: float = 0.75,
+    exclude_dropped: bool = False,
+) -> tuple[TensorOrTensors, TensorOrTensors]:
+    """Return weights and masks after RigL's update of one tensor, or of several by name; see :func:`update`.
+
+    Nothing in it is random: ties go to the lower index.
+
+    Raises:
+        ValueError: as :func:`update`, and a keyword of :func:`~distsparse.methods.rigl` out of range.
+        FloatingPointError: a gradient is NaN.
+    """
+    method = rigl(
+        delta_T=delta_T,
+        alpha=alpha,
+        alpha_schedule=alpha_schedule,
+        T_end=T_end,
+        exclude_dropped=exclude_dropped,
+    )
+    if isinstance(weights, Tensor):
+        one, masks = update(method, {"": weights}, {"": gradients}, {"": mask}, step, total_steps=total_steps)
+        return one[""], masks[""]
+    return update(method, weights, gradients, mask, step, total_steps=total_steps)

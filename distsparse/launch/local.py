@@ -1,0 +1,39 @@
+"""A run in this process, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distsparse.config import RunConfig
+from distsparse.launch.record import record_completed, record_failed, trial_folder
+from distsparse.train.history import History, Row
+from distsparse.train.loop import train
+from distsparse.train.reporter import LocalReporter, Reporter
+from distsparse.train.setup import check
+
+
+def run_local(
+    config: RunConfig, root: Path, *, resume: bool, verbose: bool, reporter: Reporter | None = None
+) -> Row:
+    """Train in this process and write the run's tables; return the trial's row.
+
+    A run that fails becomes a row with its error. A run that is interrupted leaves its checkpoints.
+
+    Args:
+        config: the run; ``launch.workers`` is not looked at.
+        root: the results' folder.
+        resume: continue from the trial's last checkpoint, if there is one.
+        verbose: show progress.
+        reporter: instead of one that only saves checkpoints below the trial's folder.
+    """
+    history = History()
+    folder = trial_folder(root, config)
+    if reporter is None:
+        reporter = LocalReporter(folder, keep=config.checkpoint.keep, resume=resume)
+    try:
+        train(config, check(config), reporter, history=history, verbose=verbose)
+        with reporter.last_checkpoint() as last:
+            assert last is not None
+            return record_completed(root, config, history, last)
+    except Exception as error:  # whatever user code or hardware does, the sweep goes on
+        return record_failed(root, config, history, f"{type(error).__name__}: {error}")

@@ -1,0 +1,55 @@
+"""Every parameter of a method, declared once: type, range, description.
+
+A factory's keyword gives the default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distsparse.core.allocators import AllocationName
+from distsparse.ops.allocation import SensitivityNorm
+from distsparse.ops.schedule import Schedule, constant, cosine, inverse_power, linear
+
+Sparsity = Annotated[float, Field(ge=0, lt=1, description="inactive fraction of the sparsified weights")]
+DeltaT = Annotated[int, Field(gt=0, description="optimizer steps between mask updates (ΔT)")]
+Alpha = Annotated[
+    float, Field(gt=0, le=1, description="fraction of a layer's active weights dropped by an update (α)")
+]
+TEnd = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="last step that may update the masks: up to 1 a fraction of the run, above 1 a step",
+    ),
+]
+AlphaSchedule = Annotated[
+    Literal["constant", "cosine", "linear", "inverse_power"],
+    Field(description="how α falls from its value at the start to T_end"),
+]
+Allocation = Annotated[AllocationName, Field(description="how active weights are split among layers")]
+Norm = Annotated[
+    SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")
+]
+GradAccumulation = Annotated[
+    int, Field(gt=0, description="steps before an update over which |gradient| is summed for growth")
+]
+ExcludeDropped = Annotated[
+    bool, Field(description="a weight dropped by an update is not grown again by the same update")
+]
+SkipOptimizerStep = Annotated[bool, Field(description="an update takes the place of the optimizer step")]
+
+
+def drop_fraction(name: AlphaSchedule, alpha: float) -> Schedule:
+    """Return the drop fraction over t / T_end by the schedule's name."""
+    match name:
+        case "constant":
+            return constant(alpha)
+        case "cosine":
+            return cosine(alpha)
+        case "linear":
+            return linear(alpha)
+        case "inverse_power":
+            return inverse_power(alpha)

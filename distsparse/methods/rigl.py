@@ -1,0 +1,49 @@
+"""RigL: Rigging the Lottery, Making All Tickets Winners (Evci et al. 2020, ICML, arXiv:1911.11134)."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, allocator, drop, gradient, grow, magnitude, prune, random
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    ExcludeDropped,
+    GradAccumulation,
+    Norm,
+    SkipOptimizerStep,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+
+
+@method("rigl")
+def rigl(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.3,
+    alpha_schedule: AlphaSchedule = "cosine",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "erk",
+    sensitivity_norm: Norm = "rms",
+    grad_accumulation: GradAccumulation = 1,
+    exclude_dropped: ExcludeDropped = False,
+    skip_optimizer_step: SkipOptimizerStep = True,
+) -> Method:
+    """Exchange a fraction of the weakest weights for those with the largest gradient."""
+    return Method(
+        init=(prune(random, allocation=allocator(allocation, sensitivity_norm=sensitivity_norm)),),
+        update=(
+            drop(magnitude, drop_fraction(alpha_schedule, alpha)),
+            grow(gradient, exclude_dropped=exclude_dropped),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+        gradient_window=grad_accumulation,
+        skip_optimizer_step=skip_optimizer_step,
+    )

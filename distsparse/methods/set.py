@@ -1,0 +1,50 @@
+"""SET: Sparse Evolutionary Training (Mocanu et al. 2018, Nature Communications 9:2383, arXiv:1707.04780)."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, allocator, drop, grow, magnitude, prune, random
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    ExcludeDropped,
+    Norm,
+    SkipOptimizerStep,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+
+
+@method("set")
+def set_(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.3,
+    alpha_schedule: AlphaSchedule = "constant",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "er",
+    sensitivity_norm: Norm = "rms",
+    exclude_dropped: ExcludeDropped = False,
+    skip_optimizer_step: SkipOptimizerStep = True,
+) -> Method:
+    """Exchange a fraction of the weakest weights for random ones.
+
+    The paper updates once per epoch until the end; here every ``delta_T`` steps until ``T_end``, as the
+    published comparisons with RigL do.
+    """
+    return Method(
+        init=(prune(random, allocation=allocator(allocation, sensitivity_norm=sensitivity_norm)),),
+        update=(
+            drop(magnitude, drop_fraction(alpha_schedule, alpha)),
+            grow(random, exclude_dropped=exclude_dropped),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+        skip_optimizer_step=skip_optimizer_step,
+    )

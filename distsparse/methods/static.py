@@ -1,0 +1,19 @@
+"""Static sparse training, the baseline of RigL (Evci et al. 2020, arXiv:1911.11134, section 4)."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, allocator, prune, random
+from distsparse.methods.params import Allocation, Norm, Sparsity
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+
+
+@method("static")
+def static(
+    *, sparsity: Sparsity = 0.9, allocation: Allocation = "erk", sensitivity_norm: Norm = "rms"
+) -> Method:
+    """Train a random sparse topology that never changes."""
+    return Method(
+        init=(prune(random, allocation=allocator(allocation, sensitivity_norm=sensitivity_norm)),),
+        sparsity=constant(sparsity),
+    )

@@ -1,0 +1,55 @@
+"""Counter-based randomness: a value is a function of a key and an index, so there is no generator state.
+
+The same on any rank, shard, world size and device, and after a resume. The mixing function is SplitMix64
+(Steele, Lea, Flood, 2014, "Fast splittable pseudorandom number generators", section 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """Return the int64 whose bits are those of a 64-bit unsigned integer."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def key(*parts: str | int) -> int:
+    """Return a signed 64-bit key of parts such as (seed, step, layer, "grow"); equal on every machine."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's ``>>`` on int64 copies the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(value: Tensor) -> Tensor:
+    """Return SplitMix64's finalizer of int64 values, elementwise: a bijection of 64-bit words."""
+    value = (value ^ _shift_right(value, 30)) * _MIX_1
+    value = (value ^ _shift_right(value, 27)) * _MIX_2
+    return value ^ _shift_right(value, 31)
+
+
+def bits(key: int, index: Tensor) -> Tensor:
+    """Return 64 random bits as int64 at each int64 index: distinct for distinct indices."""
+    return mix(index * _GOLDEN + key)
+
+
+def uniform(key: int, index: Tensor) -> Tensor:
+    """Return float64 values in [0, 1) with 53 random bits at each int64 index."""
+    return _shift_right(bits(key, index), 11).to(torch.float64) * 2.0**-53
+
+
+def permutation(key: int, n: int) -> Tensor:
+    """Return a random permutation of 0 … n-1 as int64."""
+    return torch.argsort(bits(key, torch.arange(n)), stable=True)

@@ -1,0 +1,232 @@
+"""The columns of every table: name, type and meaning, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+STRING = pa.string()
+INT = pa.int64()
+FLOAT = pa.float64()
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table; every column may hold nulls."""
+
+    name: str
+    type: pa.DataType
+    description: str
+
+
+KEY = (
+    Column("study", STRING, "name of the study, which is also the folder"),
+    Column("trial", STRING, "key of the trial: 12 hexadecimal characters, a hash of its configuration"),
+)
+
+IDENTITY = (
+    *KEY,
+    Column("status", STRING, "`completed` or `failed`"),
+    Column("error", STRING, "why the trial failed; null when it completed"),
+    Column("seed", INT, "seed of the initial weights, the masks and the order of the data"),
+)
+
+OUTCOME = (
+    Column("accuracy", FLOAT, "accuracy on the test set at the end, in [0, 1]"),
+    Column("loss", FLOAT, "loss on the test set at the end"),
+    Column("validation_accuracy", FLOAT, "accuracy on the validation set at the end, in [0, 1]"),
+    Column("validation_loss", FLOAT, "loss on the validation set at the end"),
+    Column("best_validation_accuracy", FLOAT, "highest validation accuracy of any evaluation, in [0, 1]"),
+    Column("train_loss", FLOAT, "training loss at the end"),
+    Column("requested_sparsity", FLOAT, "sparsity asked for: inactive fraction of the sparsified weights"),
+    Column("sparsity", FLOAT, "sparsity reached: inactive fraction of the sparsified weights"),
+    Column("model_sparsity", FLOAT, "inactive fraction of all parameters, those never sparsified included"),
+    Column("nnz", INT, "active weights among the sparsified ones"),
+    Column("num_parameters", INT, "parameters of the model, active or not"),
+    Column("num_sparsified_parameters", INT, "parameters that a mask covers"),
+    Column("inference_flops", FLOAT, "FLOPs of a forward pass relative to the dense model"),
+    Column("training_flops", FLOAT, "FLOPs of the whole training relative to dense training"),
+    Column("dense_inference_flops", FLOAT, "FLOPs of one sample's forward pass through the dense model"),
+    Column("num_updates", INT, "mask updates over the run"),
+    Column("num_dropped", INT, "weights dropped over the run"),
+    Column("num_grown", INT, "weights grown over the run"),
+)
+
+COST = (
+    Column("steps", INT, "optimizer steps"),
+    Column("epochs", FLOAT, "passes over the training set"),
+    Column("samples_per_s", FLOAT, "training samples per second, all workers together"),
+    Column("steps_per_s", FLOAT, "optimizer steps per second"),
+    Column("wall_s", FLOAT, "duration of the trial in seconds"),
+    Column("world_size", INT, "number of workers that trained together"),
+    Column("started_at", TIME, "when the trial started"),
+    Column("finished_at", TIME, "when the trial finished"),
+    Column("latency_ms", FLOAT, "measured time of one sample, the faster of dense and CSR, in milliseconds"),
+    Column("latency_format", STRING, "the faster one: `dense` or `csr`"),
+    Column("latency_dense_b1_ms", FLOAT, "dense weights, a batch of 1, in milliseconds"),
+    Column("latency_csr_b1_ms", FLOAT, "CSR weights, a batch of 1, in milliseconds"),
+    Column("latency_dense_b64_ms", FLOAT, "dense weights, a batch of 64, in milliseconds"),
+    Column("latency_csr_b64_ms", FLOAT, "CSR weights, a batch of 64, in milliseconds"),
+    Column("latency_machine", STRING, "machine on which the latencies were measured"),
+    Column("latency_num_threads", INT, "threads with which the latencies were measured"),
+)
+
+PROVENANCE = (
+    Column("hostname", STRING, "host of the first worker"),
+    Column("cpu", STRING, "model of its processor"),
+    Column("accelerator", STRING, "model of its accelerator; null on a processor alone"),
+    Column("num_cpus", INT, "processor cores available to it"),
+    Column("python_version", STRING, "version of Python"),
+    Column("torch_version", STRING, "version of PyTorch"),
+    Column("ray_version", STRING, "version of Ray; null without Ray"),
+    Column("distsparse_version", STRING, "version of distsparse"),
+    Column("checkpoint", STRING, "path of the trained network"),
+    Column("config", STRING, "the whole configuration as JSON"),
+)
+
+STEPS = (
+    *KEY,
+    Column("step", INT, "optimizer step, counted from 1"),
+    Column("epoch", FLOAT, "passes over the training set so far"),
+    Column("train_loss", FLOAT, "training loss, averaged over the workers"),
+    Column("learning_rate", FLOAT, "learning rate of the step"),
+    Column("grad_norm", FLOAT, "gradient norm before clipping; null when gradients are not clipped"),
+    Column("samples_per_s", FLOAT, "training samples per second since the row before, all workers together"),
+    Column("elapsed_s", FLOAT, "seconds since training started"),
+    Column("sparsity", FLOAT, "inactive fraction of the sparsified weights"),
+    Column("validation_accuracy", FLOAT, "in [0, 1]; null except at evaluations"),
+    Column("validation_loss", FLOAT, "null except at evaluations"),
+    Column("test_accuracy", FLOAT, "in [0, 1]; null except at evaluations"),
+    Column("test_loss", FLOAT, "null except at evaluations"),
+)
+
+REWIRES = (
+    *KEY,
+    Column("step", INT, "optimizer step of the mask update"),
+    Column("layer", STRING, "name of the weight"),
+    Column("fraction", FLOAT, "dropped fraction of the layer's active weights"),
+    Column("num_dropped", INT, "weights dropped"),
+    Column("num_grown", INT, "weights grown"),
+    Column("nnz", INT, "active weights after the update"),
+    Column("num_weights", INT, "weights of the layer, active or not"),
+    Column("digest", STRING, "digest of the mask after the update, hexadecimal; equal on every worker"),
+)
+
+LAYERS = (
+    *KEY,
+    Column("layer", STRING, "name of the weight"),
+    Column("kind", STRING, "type of the module that holds it, such as `Linear` or `Conv2d`"),
+    Column("shape", STRING, "shape of the weight, such as `300x784`"),
+    Column("num_weights", INT, "weights of the layer, active or not"),
+    Column("target", INT, "active weights asked for"),
+    Column("nnz", INT, "active weights"),
+    Column("sparsity", FLOAT, "inactive fraction"),
+    Column("density", FLOAT, "active fraction"),
+    Column("flops", FLOAT, "FLOPs of one sample through the dense layer"),
+    Column("dead_rows", INT, "rows (neurons, channels) with no active weight"),
+)
+
+TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
+    {
+        "trials": (*IDENTITY, *OUTCOME, *COST, *PROVENANCE),
+        "steps": STEPS,
+        "rewires": REWIRES,
+        "layers": LAYERS,
+    }
+)
+
+GRAIN: Mapping[str, str] = MappingProxyType(
+    {
+        "trials": "One row per trial.",
+        "steps": "One row per logged optimizer step.",
+        "rewires": "One row per mask update and layer.",
+        "layers": "One row per sparsified weight at the end of the trial.",
+    }
+)
+
+
+def schema(table: str, config_columns: Mapping[str, pa.DataType] = MappingProxyType({})) -> pa.Schema:
+    """Return the Arrow schema of a table; config columns (dotted names) follow the identity of a trial.
+
+    Descriptions are the fields' metadata, version and table the schema's.
+
+    Raises:
+        ValueError: no such table.
+    """
+    assert table == "trials" or not config_columns, f"config columns belong to trials, not to {table}"
+    columns = columns_of(table)
+    clash = config_columns.keys() & {column.name for column in columns}
+    assert not clash, f"config columns that are columns of {table} already: {sorted(clash)}"
+    fields = [pa.field(c.name, c.type, metadata={"description": c.description}) for c in columns]
+    config = [pa.field(name, kind) for name, kind in config_columns.items()]
+    fields[len(IDENTITY) : len(IDENTITY)] = config
+    metadata = {"distsparse_schema_version": str(SCHEMA_VERSION), "distsparse_table": table}
+    return pa.schema(fields, metadata=metadata)
+
+
+def columns_of(table: str) -> tuple[Column, ...]:
+    """Return the fixed columns of a table.
+
+    Raises:
+        ValueError: no such table.
+    """
+    if table not in TABLES:
+        raise ValueError(f"unknown table {table!r}; allowed: {', '.join(TABLES)}")
+    return TABLES[table]
+
+
+def to_markdown() -> str:
+    """Return the page that documents the tables (`docs/results.md`)."""
+    lines = [_INTRODUCTION.format(version=SCHEMA_VERSION)]
+    for table, columns in TABLES.items():
+        lines += [f"## {table}", "", GRAIN[table], "", "| column | type | meaning |", "|---|---|---|"]
+        for column in columns:
+            lines.append(f"| `{column.name}` | {column.type} | {column.description} |")
+            if table == "trials" and column == IDENTITY[-1]:
+                lines.append(
+                    "| `model.name`, `method.delta_T`, … | any | the configuration, by dotted name |"
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+_INTRODUCTION = """\
+# Results
+
+Every trial writes one Parquet file into each table of its study:
+
+```
+<results>/<study>/<table>/<trial>.parquet
+```
+
+A file appears under its name only when it is complete; the row in `trials` is written last. Names that begin
+with a dot are files still being written, which every Parquet reader passes over. Fractions are in [0, 1],
+durations end in `_s` or `_ms`, times are UTC. The version of this schema is {version}, and every file carries
+its version.
+
+pandas alone reads a table:
+
+```python
+import pandas
+trials = pandas.read_parquet("<results>/<study>/trials")
+```
+
+`load` does a little more: it joins studies that were run with different methods installed, keeps integers
+with gaps as integers, drops configuration columns that no trial uses, and gives every value of `config` a
+column.
+
+```python
+from distsparse.results import load, pareto_front
+trials = load("<results>")                  # or a study, or one table's folder
+curves = load("<results>", table="steps")
+best = pareto_front(trials, maximize=["accuracy", "sparsity"], minimize=["latency_ms"])
+```
+
+`distsparse results` and `distsparse pareto` print the same on the command line.
+"""

@@ -1,0 +1,169 @@
+"""A sweep: every trial of a space through Ray Tune, side by side, each writing its own tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray import tune
+from ray.tune import Callback
+
+from distsparse import results
+from distsparse.config import RunConfig
+from distsparse.launch import finished_row, record_failed, record_latency
+from distsparse.launch.session import connect, disconnect
+from distsparse.sweep.space import Space
+from distsparse.sweep.trial import run_trial
+from distsparse.train import History, check
+from distsparse.train.progress import Progress
+
+
+def sweep(
+    space: Space,
+    root: Path,
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    verbose: bool = True,
+) -> pd.DataFrame:
+    """Run every trial of a space and measure latency; return the study's ``trials`` table.
+
+    Trials that completed before, in the same study, are kept; one that was cut off continues from its last
+    checkpoint. A trial that fails is a row with its error.
+
+    Args:
+        space: see :func:`distsparse.sweep.space.parse_space`.
+        root: the results' folder; every node must reach it.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        num_cpus: CPUs of a Ray started here; all by default.
+        verbose: show progress.
+
+    Raises:
+        ValueError: a trial's configuration cannot run; raised before Ray starts.
+    """
+    root = root.resolve()
+    configs = space.configs()
+    _check_all(configs)
+    waiting = [config for config in configs if finished_row(root, config) is None]
+    progress = Progress(len(configs), initial=len(configs) - len(waiting), unit="trial", enabled=verbose)
+    if len(waiting) < len(configs):
+        progress.line(f"{len(configs) - len(waiting)} of {len(configs)} trials completed before")
+    try:
+        if waiting:
+            _run_all(waiting, root, space, progress, address=address, num_cpus=num_cpus)
+    finally:
+        progress.close()
+    _measure_all(configs, root, verbose=verbose)
+    return results.load(root / space.base.study)
+
+
+def _check_all(configs: Sequence[RunConfig]) -> None:
+    """Check each configuration that differs from the ones before in more than its seed."""
+    seen: set[str] = set()
+    for config in configs:
+        plain = config.to_dict() | {"seed": 0}
+        if str(plain) not in seen:
+            seen.add(str(plain))
+            check(config)
+
+
+class _Follow(Callback):  # type: ignore[misc]  # ray is untyped
+    """Show each trial as it ends."""
+
+    def __init__(self, configs: dict[str, RunConfig], root: Path, progress: Progress) -> None:
+        self._configs, self._root, self._progress = configs, root, progress
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trial)
+
+    def _ended(self, trial: Any) -> None:
+        config = self._configs[trial.config["trial"]["key"]]
+        rows = results.read_trial(self._root, study=config.study, trial=config.key)
+        if rows is None:
+            # The process itself died: nobody else can say so.
+            reason = str(trial.get_error() or "the trial's process died").strip().splitlines()[-1]
+            row = record_failed(self._root, config, History(), reason)
+        else:
+            row = rows[0]
+        self._progress.advance()
+        if row["status"] == "completed":
+            outcome = f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f}  {row['wall_s']:.1f} s"
+        else:
+            outcome = f"failed: {row['error']}"
+        self._progress.line(f"{config.key}  {outcome}  {trial.config['trial']['label']}")
+
+
+def _run_all(
+    configs: Sequence[RunConfig],
+    root: Path,
+    space: Space,
+    progress: Progress,
+    *,
+    address: str | None,
+    num_cpus: int | None,
+) -> None:
+    connect(address, num_cpus=num_cpus)
+    try:
+        launch = space.base.launch
+        cluster_cpus = ray.cluster_resources().get("CPU", 1)
+        if launch.workers > 0:
+            # The trial itself only waits; its workers hold the CPUs. {"CPU": 0} alone is refused.
+            resources = {"CPU": 0.0, "memory": 1.0}
+            fitting = max(math.floor(cluster_cpus / (launch.workers * launch.cpus_per_worker)), 1)
+        else:
+            resources = {"CPU": launch.cpus_per_worker, "GPU": launch.gpus_per_worker}
+            fitting = 0
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, resources),
+            param_space={
+                "root": str(root),
+                "trial": tune.grid_search(
+                    [{"config": c.to_dict(), "key": c.key, "label": _label(c, space)} for c in configs]
+                ),
+            },
+            tune_config=tune.TuneConfig(
+                reuse_actors=True, max_concurrent_trials=space.max_concurrent or fitting or None
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(root / space.base.study),
+                verbose=0,
+                callbacks=[_Follow({c.key: c for c in configs}, root, progress)],
+            ),
+        )
+        tuner.fit()
+    finally:
+        disconnect()
+
+
+def _label(config: RunConfig, space: Space) -> str:
+    """Return what sets a trial apart from the others, in one line."""
+    flat = config.flat()
+    names = []
+    for domain in space.domains:
+        names += [name for name in flat if name == domain.path or name.startswith(f"{domain.path}.")]
+    if len(space.seeds) > 1:
+        names.append("seed")
+    short = {name: f"{flat[name]:.4g}" if isinstance(flat[name], float) else flat[name] for name in names}
+    return " ".join(f"{name}={value}" for name, value in short.items())
+
+
+def _measure_all(configs: Sequence[RunConfig], root: Path, *, verbose: bool) -> None:
+    """Measure latency one network after another, when no trial is left on the cores."""
+    rows = [(config, finished_row(root, config)) for config in configs if config.latency.measure]
+    open_ = [(config, row) for config, row in rows if row is not None and row["latency_ms"] is None]
+    if not open_:
+        return
+    progress = Progress(len(open_), unit="network", enabled=verbose)
+    progress.line(f"measuring latency of {len(open_)} networks")
+    for config, row in open_:
+        record_latency(root, config, row)
+        progress.advance()
+    progress.close()

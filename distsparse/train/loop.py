@@ -1,0 +1,159 @@
+"""The training loop: the same on one process, on Ray Train workers and inside a Tune trial."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from distsparse.config import RunConfig
+from distsparse.data import Dataset
+from distsparse.ops.counter_rng import key
+from distsparse.train.evaluate import evaluate
+from distsparse.train.history import History, LossWindow, Row
+from distsparse.train.progress import Progress, describe
+from distsparse.train.reporter import Reporter
+from distsparse.train.setup import Run, prepare
+
+
+def train(
+    config: RunConfig, dataset: Dataset, reporter: Reporter, *, history: History, verbose: bool = False
+) -> Row:
+    """Train to the end of the run, from the reporter's last checkpoint if it has one; return the summary.
+
+    Args:
+        config: the run.
+        dataset: see :func:`distsparse.train.setup.check`.
+        reporter: the runner's side, see :class:`~distsparse.train.reporter.Reporter`.
+        history: filled with the run's rows as they arise, so that a failed run's are there too.
+        verbose: show progress (on rank 0).
+
+    Raises:
+        FloatingPointError: the loss is not finite; on all ranks.
+        TopologyMismatch: ranks hold different masks; on all ranks.
+    """
+    settings = config.train
+    run = prepare(config, dataset, world_size=reporter.world_size)
+    window = LossWindow(run.comm, run.accelerator.device)
+    with reporter.last_checkpoint() as folder:
+        first_step = _restore(run, folder, history, window) if folder else 0
+    if folder is None:
+        history.add_rewired(run.sparsifier.initialize(run.micro_batches(0), run.loss))
+    progress = Progress(
+        run.total_steps, initial=first_step, unit="step", enabled=verbose and reporter.rank == 0
+    )
+    if folder is not None:
+        progress.line(f"resumed at step {first_step} of {run.total_steps}")
+
+    run.model.train()
+    for step in range(first_step, run.total_steps):
+        # Dropout's randomness is a function of seed, step and rank: no generator state to save.
+        torch.manual_seed(key(config.seed, "step", step, run.comm.rank))
+        for sample in run.micro_batches(step):
+            with run.accelerator.accumulate(run.model):
+                loss = run.loss(run.model, sample)
+                run.accelerator.backward(loss)
+                window.add(loss.detach() / settings.accumulation)
+        if run.accelerator.scaler is not None:
+            run.accelerator.unscale_gradients(run.optimizer)
+        event = run.sparsifier.step()
+        grad_norm = None
+        if settings.clip_norm is not None:
+            grad_norm = float(run.accelerator.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
+        if not (event and event.skip_optimizer_step):
+            run.optimizer.step()
+        learning_rate = float(run.optimizer.param_groups[0]["lr"])
+        run.schedule.step()
+        run.optimizer.zero_grad()
+        window.num_steps += 1
+        if event:
+            history.add_rewired(event)
+        progress.advance()
+
+        done = step + 1
+        epoch, steps_into_epoch = divmod(done, run.steps_per_epoch)
+        ends = done == run.total_steps
+        evaluates = ends or (steps_into_epoch == 0 and epoch % settings.evaluate_every == 0)
+        every = config.checkpoint.every_steps
+        saves = ends or (done % every == 0 if every else steps_into_epoch == 0)
+        if evaluates or done % settings.log_every == 0:
+            mean_loss = window.take()
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(f"the loss is {mean_loss} at step {done}")
+            row = _row(run, history, done, mean_loss, learning_rate, grad_norm)
+            if evaluates:
+                row.update(_evaluate(run))
+                _summarise(run, history, row, epoch)
+                progress.line(describe(history.summary, settings.epochs))
+            history.steps.append(row)
+        if evaluates or saves:
+
+            def save(target: Path, done: int = done) -> None:
+                run.save(target, step=done, history=history.to_dict(), window=window.state_dict())
+
+            reporter.report(history.summary, step=done, save=save if saves else None)
+    progress.close()
+    return history.summary
+
+
+def _restore(run: Run, folder: Path, history: History, window: LossWindow) -> int:
+    """Continue from a checkpoint; return the number of steps done."""
+    state = run.restore(folder)
+    history.restore(state["history"])
+    window.load_state_dict(state["window"])
+    return int(state["step"])
+
+
+def _row(
+    run: Run, history: History, done: int, loss: float, learning_rate: float, grad_norm: float | None
+) -> Row:
+    """Return a row of the ``steps`` table."""
+    last = history.steps[-1] if history.steps else {"step": 0, "elapsed_s": 0.0}
+    elapsed_s = history.total_s()
+    num_samples = (done - last["step"]) * run.config.train.batch_size
+    return {
+        "step": done,
+        "epoch": done / run.steps_per_epoch,
+        "train_loss": loss,
+        "learning_rate": learning_rate,
+        "grad_norm": grad_norm,
+        "samples_per_s": num_samples / max(elapsed_s - last["elapsed_s"], 1e-9),
+        "elapsed_s": elapsed_s,
+        "sparsity": run.sparsifier.topology.sparsity,
+    }
+
+
+def _evaluate(run: Run) -> Row:
+    """Return loss and accuracy on the test split, and on the validation split where there is one."""
+    metrics: Row = {}
+    for name, split in (("validation", run.dataset.validation), ("test", run.dataset.test)):
+        if split is not None:
+            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = evaluate(run, split)
+    return metrics
+
+
+def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
+    """Bring the run's summary up to an evaluation."""
+    statistics = run.sparsifier.statistics
+    summary = {
+        "accuracy": row["test_accuracy"],
+        "loss": row["test_loss"],
+        "train_loss": row["train_loss"],
+        "sparsity": row["sparsity"],
+        "num_updates": statistics.num_updates,
+        "num_dropped": statistics.num_dropped,
+        "num_grown": statistics.num_grown,
+        "steps": row["step"],
+        "epochs": epoch,
+        "world_size": run.comm.world_size,
+        "wall_s": row["elapsed_s"],
+        "steps_per_s": row["step"] / row["elapsed_s"],
+        "samples_per_s": row["step"] * run.config.train.batch_size / row["elapsed_s"],
+    }
+    if "validation_accuracy" in row:
+        best = history.summary.get("best_validation_accuracy", 0.0)
+        summary["validation_accuracy"] = row["validation_accuracy"]
+        summary["validation_loss"] = row["validation_loss"]
+        summary["best_validation_accuracy"] = max(best, row["validation_accuracy"])
+    history.summary = summary

@@ -1,0 +1,180 @@
+"""From a configuration to the parts of a run: data, model, optimizer, sparsifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from distsparse import data, models, optim
+from distsparse.config import RunConfig
+from distsparse.core import Method, Sparsifier, find_weights
+from distsparse.data import Dataset
+from distsparse.dist import Comm, current
+from distsparse.methods import methods
+from distsparse.ops.counter_rng import key
+from distsparse.train import checkpoint
+from distsparse.train.parallel import make_accelerator
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """Return the configured model with the weights that its seed gives, on the CPU."""
+    torch.manual_seed(key(config.seed, "weights"))
+    model = models.build(config.model.name, dataset.input_shape, dataset.num_classes, config.model.params)
+    return model.double() if config.train.precision == "fp64" else model
+
+
+def build_method(config: RunConfig) -> Method:
+    """Return the configured method."""
+    return methods.get(config.method.name).factory(**config.method.params)
+
+
+def num_steps(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
+    """Return (optimizer steps of an epoch, of the run); an epoch's incomplete last batch is left out.
+
+    Raises:
+        ValueError: a batch is larger than the training data.
+    """
+    per_epoch = len(dataset.train.labels) // config.train.batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"train.batch_size = {config.train.batch_size}: "
+            f"must be at most the {len(dataset.train.labels)} training samples"
+        )
+    return per_epoch, per_epoch * config.train.epochs
+
+
+def check(config: RunConfig) -> Dataset:
+    """Load the data and try everything that can be wrong with a configuration before a run starts.
+
+    Raises:
+        ValueError: missing or unreadable data, a batch larger than the data, a model that the data does not
+            fit, nothing to sparsify, T_end past the run.
+    """
+    dataset = data.build(config.data.name, config.data.params)
+    _, total_steps = num_steps(config, dataset)
+    try:
+        build_method(config).stop_step(total_steps)
+    except ValueError as error:
+        raise ValueError(f"method.{error}") from None
+    model = build_model(config, dataset)
+    find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
+    optim.build_optimizer(config.optimizer.name, list(model.parameters()), config.optimizer.params)
+    return dataset
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    return data.epoch_order(seed=seed, epoch=epoch, num_samples=num_samples)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run on one process; the same on every rank but for ``comm.rank``."""
+
+    config: RunConfig
+    dataset: Dataset
+    steps_per_epoch: int
+    total_steps: int
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    sparsifier: Sparsifier
+    comm: Comm
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without DDP around it."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def loss(self, model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean training loss of a micro-batch."""
+        inputs, labels = sample
+        dtype = next(model.parameters()).dtype
+        return F.cross_entropy(
+            model(inputs.to(dtype)), labels, label_smoothing=self.config.train.label_smoothing
+        )
+
+    def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of a step's global batch, which is the same for any world size."""
+        size = self.config.train.batch_size
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = _order(self.config.seed, epoch, len(self.dataset.train.labels))
+        share = order[position * size : (position + 1) * size].chunk(self.comm.world_size)[self.comm.rank]
+        augment = data.augmentation_key(seed=self.config.seed, epoch=epoch)
+        for index in share.to(self.dataset.train.labels.device).chunk(self.config.train.accumulation):
+            yield data.batch(self.dataset.train, index, dataset=self.dataset, key=augment)
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "sparsifier": self.sparsifier}
+        scaler = self.accelerator.scaler
+        return parts if scaler is None else {**parts, "scaler": scaler}
+
+    def save(self, folder: Path, **state: Any) -> None:
+        """Write a checkpoint of the run, with more state beside, into an existing folder."""
+        checkpoint.save(
+            folder,
+            network=self.bare_model.state_dict(),
+            masks=self.sparsifier.topology.masks,
+            state={"config": self.config.to_dict(), **state}
+            | {name: part.state_dict() for name, part in self._stateful().items()},
+        )
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Continue from a checkpoint; return the state beside.
+
+        Raises:
+            ValueError: the checkpoint cannot be read, or is of another model.
+        """
+        network, _ = checkpoint.load_network(folder)
+        state = checkpoint.load_state(folder)
+        try:
+            self.bare_model.load_state_dict(network)
+        except RuntimeError as error:
+            raise ValueError(f"checkpoint {folder} is of another model: {error}") from None
+        for name, part in self._stateful().items():
+            part.load_state_dict(state.pop(name))
+        return state
+
+
+def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
+    """Return the parts of a run, on this process's device; the whole dataset moves there too."""
+    accelerator = make_accelerator(config.train, world_size=world_size)
+    steps_per_epoch, total_steps = num_steps(config, dataset)
+    model = accelerator.prepare_model(build_model(config, dataset).to(accelerator.device))
+    optimizer = optim.build_optimizer(
+        config.optimizer.name, list(model.parameters()), config.optimizer.params
+    )
+    return Run(
+        config=config,
+        dataset=dataset.to(accelerator.device),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        accelerator=accelerator,
+        model=model,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        schedule=optim.build_schedule(
+            config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params
+        ),
+        sparsifier=Sparsifier.attach(
+            build_method(config),
+            model,
+            optimizer,
+            total_steps=total_steps,
+            seed=config.seed,
+            include=config.sparsify.include,
+            exclude=config.sparsify.exclude,
+        ),
+        comm=current(),
+    )

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import torch
+
+from distsparse.ops import counter_rng
+
+WORD = (1 << 64) - 1
+
+
+def splitmix64(counter: int) -> int:
+    """SplitMix64's finalizer with Python's integers, from the paper's constants."""
+    z = counter & WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)
+
+
+def unsigned(values: torch.Tensor) -> list[int]:
+    return [value & WORD for value in values.tolist()]
+
+
+def test_mix_equals_python_integers() -> None:
+    words = [0, 1, 2, 0x9E3779B97F4A7C15, 1 << 63, WORD, 0x0123456789ABCDEF]
+    signed = torch.tensor([w - (1 << 64) if w >> 63 else w for w in words])
+    assert unsigned(counter_rng.mix(signed)) == [splitmix64(w) for w in words]
+
+
+def test_bits_are_the_published_sequence() -> None:
+    # The first outputs of SplitMix64 with seed 0: its state is the golden gamma times 1, 2, 3.
+    assert unsigned(counter_rng.bits(0, torch.tensor([1, 2, 3]))) == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+    ]
+
+
+def test_bits_of_any_key_equal_python_integers() -> None:
+    key = counter_rng.key(3, 100, "layer", "grow")
+    index = [0, 1, 17, 2**40, 2**62]
+    expected = [splitmix64(i * 0x9E3779B97F4A7C15 + key) for i in index]
+    assert unsigned(counter_rng.bits(key, torch.tensor(index))) == expected
+
+
+def test_bits_depend_on_index_not_on_position() -> None:
+    index = torch.arange(1000)
+    whole = counter_rng.bits(5, index)
+    assert torch.equal(whole[700:], counter_rng.bits(5, index[700:]))
+    assert whole.unique().numel() == 1000
+
+
+def test_key_is_fixed_for_all_time() -> None:
+    # blake2b of "int:0 int:0 str:0.weight str:prune", joined by 0x1f; another value is another topology.
+    assert counter_rng.key(0, 0, "0.weight", "prune") == -9011101215894354893
+
+
+def test_key_tells_parts_apart() -> None:
+    keys = [
+        counter_rng.key(1, 23),
+        counter_rng.key(12, 3),
+        counter_rng.key("1", 23),
+        counter_rng.key(1, "23"),
+        counter_rng.key(23, 1),
+        counter_rng.key(123),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert all(-(2**63) <= key < 2**63 for key in keys)
+
+
+def test_uniform_is_uniform_on_the_unit_interval() -> None:
+    values = counter_rng.uniform(counter_rng.key("u"), torch.arange(200_000))
+    assert values.dtype == torch.float64
+    assert values.min() >= 0
+    assert values.max() < 1
+    # Standard errors are 0.00065 (mean) and, for a bin of 1/100, sqrt(2000) = 45 counts.
+    assert abs(float(values.mean()) - 0.5) < 0.003
+    counts = torch.histc(values, bins=100, min=0, max=1)
+    assert (counts - 2000).abs().max() < 230
+    neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]
+    assert abs(float(neighbours)) < 0.01
+
+
+def test_uniform_is_the_upper_53_bits() -> None:
+    index = torch.arange(50)
+    expected = [(splitmix64(i * 0x9E3779B97F4A7C15 + 9) >> 11) / 2**53 for i in range(50)]
+    assert counter_rng.uniform(9, index).tolist() == expected
+
+
+def test_permutation() -> None:
+    order = counter_rng.permutation(7, 1000)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert order.tolist() != list(range(1000))
+    assert torch.equal(order, counter_rng.permutation(7, 1000))
+    assert not torch.equal(order, counter_rng.permutation(8, 1000))
+    assert counter_rng.permutation(7, 0).tolist() == []

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distsparse.ops.digest import mask_digest, to_hex
+
+
+def random_mask(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 63, 64, 65, 200])
+def test_every_single_flip_changes_the_digest(size: int) -> None:
+    mask = random_mask(size)
+    digests = {int(mask_digest(mask))}
+    for i in range(size):
+        flipped = mask.clone()
+        flipped[i] = ~flipped[i]
+        digests.add(int(mask_digest(flipped)))
+    assert len(digests) == size + 1
+
+
+def test_every_place_of_a_lone_active_weight_has_its_own_digest() -> None:
+    places = torch.eye(300, dtype=torch.bool)
+    assert len({int(mask_digest(place)) for place in places}) == 300
+
+
+def test_swapped_words_change_the_digest() -> None:
+    mask = random_mask(64)
+    words = mask.reshape(8, 8)
+    assert len({tuple(word) for word in words.tolist()}) == 8
+    orders = [torch.arange(8), *(torch.arange(8).roll(shift) for shift in range(1, 8)), torch.arange(8).flip(0)]
+    assert len({int(mask_digest(words[order])) for order in orders}) == 9
+
+
+def test_reads_row_major_whatever_the_memory_layout() -> None:
+    mask = random_mask(12, 10)
+    assert mask_digest(mask) == mask_digest(mask.reshape(-1))
+    assert mask_digest(mask.t()) == mask_digest(mask.t().contiguous())
+    assert mask_digest(mask.t()) != mask_digest(mask)
+
+
+def test_is_a_scalar_word() -> None:
+    digest = mask_digest(random_mask(5, 5))
+    assert digest.dtype == torch.int64
+    assert digest.shape == ()
+
+
+def test_hexadecimal() -> None:
+    assert to_hex(-1) == "f" * 16
+    assert to_hex(255) == "00000000000000ff"
