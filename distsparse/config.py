@@ -85,6 +85,10 @@ class Launch(Section):
     ] = 0
     cpus_per_worker: Annotated[float, Field(gt=0, description="CPUs of one worker, or of one trial")] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0, description="GPUs of one worker, or of one trial")] = 0.0
+    num_threads: Annotated[
+        int | None,
+        Field(gt=0, description="CPU threads of one process; null: all cores, or a worker's CPUs under Ray"),
+    ] = None
 
 
 COMPONENTS: dict[str, tuple[Registry[Any], str]] = {
@@ -207,6 +211,8 @@ def override(base: RunConfig | Mapping[str, Any], values: Mapping[str, Any]) -> 
             known = [*COMPONENTS, *SECTIONS]
             raise ValueError(f"unknown path {path!r}{suggestion(head, known)}: sections: {', '.join(known)}")
         section = nested.get(head, {})
+        if not isinstance(section, (str, Mapping)):
+            raise ValueError(f"{head} = {section!r}: must be a mapping")
         section = {"name": section} if isinstance(section, str) else dict(section)
         if head in COMPONENTS and tail == "name" and section.get("name", COMPONENTS[head][1]) != values[path]:
             accepted = _entry_fields(head, values[path])
@@ -260,6 +266,8 @@ def _section(name: str, value: Any) -> Section:
         return SECTIONS[name].model_validate_json(json.dumps(dict(value)))
     except ValidationError as error:
         raise ValueError(describe(error, name, list(SECTIONS[name].model_fields))) from None
+    except TypeError as error:  # a date in YAML
+        raise ValueError(f"{name} = {value!r}: {error}") from None
 
 
 def _check_batches(config: RunConfig) -> None:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return args.run(args) or 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a folder that cannot be written, no cluster there
         print(f"distsparse: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

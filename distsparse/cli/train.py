@@ -75,9 +75,6 @@ def run(args: argparse.Namespace) -> int:
         values["launch.workers"] = args.workers
     config = override(read_yaml(args.config) if args.config else {}, values)
     root = Path(args.output)
-    print(
-        f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}", flush=True
-    )
     row = launch(config, root, resume=args.resume, verbose=True, address=args.address)
     if row["status"] == "failed":
         print(f"failed: {row['error']}")

@@ -2,10 +2,11 @@
 
 from distsparse.core.allocators import AllocationName, Allocator, allocator
 from distsparse.core.criteria import Criterion, gradient, magnitude, random
+from distsparse.core.events import LayerChange, Rewired
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, drop, grow, prune
 from distsparse.core.signals import Signals
-from distsparse.core.sparsifier import LayerChange, Rewired, Sparsifier
+from distsparse.core.sparsifier import Sparsifier
 from distsparse.core.topology import Topology
 from distsparse.core.weights import SparseWeight, find_weights
 

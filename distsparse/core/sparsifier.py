@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distsparse.core.events import LayerChange, Rewired, Statistics
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.core.weights import SparseWeight, find_weights, zero_where
+from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
 from distsparse.ops.digest import mask_digest, to_hex
 
 Batch = Any
 LossFn = Callable[[nn.Module, Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """What an update did to one layer. A weight dropped and grown again in one update did not change."""
-
-    name: str
-    num_dropped: int
-    num_grown: int
-    nnz: int
-    num_weights: int
-    fraction: float
-    """num_dropped relative to the active weights before."""
-    digest: str
-
-
-@dataclass(frozen=True)
-class Rewired:
-    """A mask update that happened."""
-
-    step: int
-    layers: tuple[LayerChange, ...]
-    skip_optimizer_step: bool
-    """the method wants no optimizer step in this iteration."""
-
-    @property
-    def num_dropped(self) -> int:
-        """Connections removed over all layers."""
-        return sum(layer.num_dropped for layer in self.layers)
-
-    @property
-    def num_grown(self) -> int:
-        """Connections added over all layers."""
-        return sum(layer.num_grown for layer in self.layers)
-
-
-@dataclass
-class Statistics:
-    """Totals over the run so far."""
-
-    num_updates: int = 0
-    num_dropped: int = 0
-    num_grown: int = 0
-    num_deferred: int = 0
-    """updates put off by a step because a gradient was not finite."""
 
 
 class Sparsifier:
@@ -216,7 +171,7 @@ class Sparsifier:
                 self.statistics.num_grown += event.num_grown
         for name, weight in self._weights.items():
             if weight.parameter.grad is not None:
-                zero_where(weight.parameter.grad, self._inactive[name])
+                keep_active(weight.parameter.grad, self._bits[name])
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,7 +224,10 @@ class Sparsifier:
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
-        self._inactive = {name: self._weights[name].unmatrix(~mask) for name, mask in topology.masks.items()}
+        self._bits = {}
+        for name, mask in topology.masks.items():
+            weight = self._weights[name]
+            self._bits[name] = bit_mask(weight.unmatrix(mask), weight.parameter)
 
     def _rewire(
         self,
@@ -326,11 +284,11 @@ class Sparsifier:
         What was inactive before is zero already, so a newly grown position starts at zero as well.
         """
         for name, weight in self._weights.items():
-            inactive = self._inactive[name]
-            zero_where(weight.parameter, inactive)
+            bits = self._bits[name]
+            keep_active(weight.parameter, bits)
             for value in self._optimizer.state.get(weight.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
-                    zero_where(value, inactive)
+                    keep_active(value, bits)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._zero_inactive()

@@ -3,9 +3,8 @@
 Torch's own CSR product (MKL on x86) does the arithmetic. The choices below are measured ones, one thread:
 
 - int32 indices, which MKL takes as they are; int64 ones are converted at each call (up to 2.3x slower).
-- ``addmm`` on row-major columns. MKL vectorises over the batch there, so it is the faster layout from four
-  samples on although the input has to be transposed first; below that the column-major product is (3x at
-  one sample of 3072 inputs).
+- Products with the transposed block of samples, over which MKL vectorises; below four samples a product per
+  sample is faster (3x for one sample of 3072 inputs).
 - Blocks of 64 samples. The columns of 512 samples at 3072 inputs leave the cache: 2.8x slower in one product.
 - im2col by a strided view, one sample at a time: ``F.unfold`` alone takes longer than the sparse product.
 """
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from distsparse.export.formats import Csr, csr, torch_csr
 
 _BLOCK = 64
-_MIN_ROW_MAJOR = 4
+_MIN_BLOCK = 4
 Convertible = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -50,7 +49,7 @@ class _CsrLayer(nn.Module):
         self._matrix = torch_csr(Csr(self.shape, self.row_ptr, self.cols, self.values))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._link()
         return self
 
@@ -59,7 +58,7 @@ class _CsrLayer(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_matrix"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._link()
 
     def extra_repr(self) -> str:
@@ -75,11 +74,11 @@ class CsrLinear(_CsrLayer):
         """Return ``x @ weight.T + bias``, contiguous like the dense layer's, for a later ``view``."""
         num_out, num_in = self.shape
         samples = x.reshape(-1, num_in)
-        y = x.new_empty(len(samples), num_out)
-        bias = self.bias.unsqueeze(1)
-        if len(samples) < _MIN_ROW_MAJOR:
-            torch.addmm(bias, self._matrix, samples.t(), out=y.t())
+        if 0 < len(samples) < _MIN_BLOCK:
+            y = torch.cat([torch.addmv(self.bias, self._matrix, sample) for sample in samples])
         else:
+            bias = self.bias.unsqueeze(1)
+            y = x.new_empty(len(samples), num_out)
             for i in range(0, len(samples), _BLOCK):
                 y[i : i + _BLOCK] = torch.addmm(bias, self._matrix, samples[i : i + _BLOCK].t()).t()
         return y.view(*x.shape[:-1], num_out)

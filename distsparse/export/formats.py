@@ -68,7 +68,8 @@ def coo(matrix: Tensor) -> Coo:
     Raises:
         ValueError: not two-dimensional, or dimensions beyond int32 (as for ``csr`` and ``csc``).
     """
-    rows, cols = _checked(matrix).nonzero(as_tuple=True)
+    matrix = _checked(matrix)
+    rows, cols = matrix.nonzero(as_tuple=True)
     return Coo(_shape(matrix), rows.int(), cols.int(), matrix[rows, cols])
 
 

@@ -24,7 +24,7 @@ def describe() -> dict[str, str | int]:
         "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "python_version": platform.python_version(),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
     }
 
 

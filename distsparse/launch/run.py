@@ -27,14 +27,17 @@ def run(
         ValueError: the configuration cannot run, see :func:`distsparse.train.setup.check`; nothing started.
     """
     root = root.resolve()
-    if resume and (row := finished_row(root, config)) is not None:
-        return row
-    check(config)
-    if config.launch.workers == 0:
-        row = run_local(config, root, resume=resume, verbose=verbose)
-    else:
-        row = _run_on_ray(config, root, resume=resume, verbose=verbose, address=address)
-    if row["status"] == "completed" and config.latency.measure:
+    # Asked for in any case: a study that is no folder's name is refused before anything is written.
+    row = finished_row(root, config)
+    if row is None or not resume:
+        check(config)
+        if verbose:
+            print(f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}")
+        if config.launch.workers == 0:
+            row = run_local(config, root, resume=resume, verbose=verbose)
+        else:
+            row = _run_on_ray(config, root, resume=resume, verbose=verbose, address=address)
+    if row["status"] == "completed" and config.latency.measure and row.get("latency_ms") is None:
         row = record_latency(root, config, row)
     return row
 

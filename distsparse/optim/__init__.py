@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules by name."""
 
-from distsparse.optim.torch_optimizers import adam, adamw, sgd
-from distsparse.optim.registry import build_optimizer, build_schedule, optimizers, schedules
 from distsparse.optim.learning_rate import ClosedFormLR, constant, cosine, exponential, one_cycle, step
+from distsparse.optim.registry import build_optimizer, build_schedule, optimizers, schedules
+from distsparse.optim.torch_optimizers import adam, adamw, sgd
 
 __all__ = [
     "ClosedFormLR",

@@ -1,8 +1,8 @@
 """Learning-rate schedules: closed formulas of the optimizer step, so that a resumed run has the same bits.
 
 Step t in 0 … total_steps - 1 trains with the rate of t. With warm-up, the first
-w = round(warmup_fraction · total_steps) steps rise as lr · (t + 1) / (w + 1), step w has the full rate, and the
-schedule proper covers w … total_steps.
+w = round(warmup_fraction · total_steps) steps rise as lr · (t + 1) / (w + 1), step w has the full rate, and
+the schedule proper covers w … total_steps.
 """
 
 from __future__ import annotations
@@ -77,8 +77,6 @@ class ClosedFormLR(LRScheduler):
                 f"the schedule's state has {len(state_dict['base_lrs'])} groups, the optimizer {num_groups}"
             )
         self.base_lrs = list(state_dict["base_lrs"])
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["initial_lr"] = base
         self.last_epoch = state_dict["last_epoch"] - 1
         self._update_lr()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def _run_all(
     address: str | None,
     num_cpus: int | None,
 ) -> None:
+    # Tune's own state holds pickles and nothing that a later sweep reads: not a part of the results.
+    scratch = root / ".tune"
     connect(address, num_cpus=num_cpus)
     try:
         launch = space.base.launch
@@ -129,11 +132,13 @@ def _run_all(
                 ),
             },
             tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=space.max_concurrent or fitting or None
+                reuse_actors=True,
+                max_concurrent_trials=space.max_concurrent or fitting or None,
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]["key"]),
             ),
             run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(root / space.base.study),
+                name=space.base.study,
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[_Follow({c.key: c for c in configs}, root, progress)],
             ),
@@ -141,6 +146,7 @@ def _run_all(
         tuner.fit()
     finally:
         disconnect()
+        shutil.rmtree(scratch / space.base.study, ignore_errors=True)
 
 
 def _label(config: RunConfig, space: Space) -> str:

@@ -37,7 +37,13 @@ class Domain:
         if self.values:
             return list(self.values)
         low, high = self.bounds[:2]
-        return [low, high - 1] if self.kind == "randint" else [low, high]
+        match self.kind:
+            case "randint":
+                return [low, high - 1]
+            case "quniform":
+                return [low, high]
+            case _:  # a whole number's field takes no float
+                return [float(low), float(high)]
 
     def to_tune(self) -> Any:
         """Return Ray Tune's domain; of a list, the positions, so that values may be anything."""
@@ -63,7 +69,8 @@ class Domain:
             return int(sampled)
         if self.kind == "quniform":
             # Tune rounds to a multiple of q in binary: 0.30000000000000004.
-            return float(f"{sampled:.12g}")
+            rounded = float(f"{sampled:.12g}")
+            return int(rounded) if all(isinstance(bound, int) for bound in self.bounds) else rounded
         return float(sampled)
 
 
@@ -101,9 +108,10 @@ class Space:
         chosen: dict[str, RunConfig] = {}
         target = self.num_samples * math.prod(len(d.values) for d in self.domains if d.kind == "grid")
         for point in self._points():
+            if len(chosen) == target and self.search == "random":
+                break
             config = override(self.base, point)
-            if len(chosen) < target or self.search == "grid":
-                chosen.setdefault(config.key, config)
+            chosen.setdefault(config.key, config)
         return [override(config, {"seed": seed}) for config in chosen.values() for seed in self.seeds]
 
     def _points(self) -> Iterator[Point]:
@@ -136,7 +144,10 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
             raise ValueError(
                 f"unknown key {name!r}{suggestion(str(name), list(_KEYS))}: allowed: {', '.join(_KEYS)}"
             )
-    base_values = dict(values.get("base") or {})
+    base_values = values.get("base", {})
+    if not isinstance(base_values, Mapping):
+        raise ValueError(f"base = {base_values!r}: must be a mapping, a run's configuration")
+    base_values = dict(base_values)
     if "study" in values:
         base_values["study"] = values["study"]
     base = override(parse(base_values), overrides or {})
@@ -194,7 +205,7 @@ def _domain(path: Any, spec: Any, search: str) -> Domain:
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(f"{where}.{kind} = {arguments!r}: must be a list that is not empty")
     if kind in ("choice", "grid"):
-        if len({json.dumps(a, sort_keys=True) for a in arguments}) != len(arguments):
+        if len({json.dumps(a, sort_keys=True, default=str) for a in arguments}) != len(arguments):
             raise ValueError(f"{where}.{kind} = {arguments!r}: a value appears twice")
         # In a grid search every list is a grid.
         return Domain(str(path), "grid" if search == "grid" else kind, values=tuple(arguments))
@@ -214,8 +225,11 @@ def _bounds(where: str, kind: str, arguments: Sequence[Any]) -> tuple[float, ...
         raise ValueError(f"{where} = {list(arguments)!r}: low must be less than high")
     if kind == "loguniform" and low <= 0:
         raise ValueError(f"{where} = {list(arguments)!r}: low must be greater than 0")
-    if kind == "quniform" and numbers[2] <= 0:
-        raise ValueError(f"{where} = {list(arguments)!r}: the step must be greater than 0")
+    if kind == "quniform":
+        if numbers[2] <= 0:
+            raise ValueError(f"{where} = {list(arguments)!r}: the step must be greater than 0")
+        if any(abs(bound / numbers[2] - round(bound / numbers[2])) > 1e-6 for bound in (low, high)):
+            raise ValueError(f"{where} = {list(arguments)!r}: low and high must be multiples of the step")
     if kind == "randint" and not all(isinstance(n, int) for n in numbers):
         raise ValueError(f"{where} = {list(arguments)!r}: must be whole numbers; high is not included")
     return tuple(numbers)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from distsparse.config import RunConfig
 from distsparse.data import Dataset
@@ -55,14 +56,18 @@ def train(
                 loss = run.loss(run.model, sample)
                 run.accelerator.backward(loss)
                 window.add(loss.detach() / settings.accumulation)
-        if run.accelerator.scaler is not None:
+        scaler = run.accelerator.scaler
+        if scaler is not None:
             run.accelerator.unscale_gradients(run.optimizer)
         event = run.sparsifier.step()
         grad_norm = None
         if settings.clip_norm is not None:
-            grad_norm = float(run.accelerator.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
+            # Not accelerate's: it would unscale once more, which the scaler refuses.
+            grad_norm = float(clip_grad_norm_(run.model.parameters(), settings.clip_norm))
         if not (event and event.skip_optimizer_step):
             run.optimizer.step()
+        elif scaler is not None:
+            scaler.update()  # as optimizer.step() does; the scaler unscales once per update
         learning_rate = float(run.optimizer.param_groups[0]["lr"])
         run.schedule.step()
         run.optimizer.zero_grad()

@@ -6,16 +6,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from distsparse.config import Train
+from distsparse.config import Launch, Train
+
+_DEFAULT_NUM_THREADS = torch.get_num_threads()
 
 
-def make_accelerator(train: Train, *, world_size: int) -> Accelerator:
+def make_accelerator(train: Train, launch: Launch, *, world_size: int) -> Accelerator:
     """Return an accelerator over exactly ``world_size`` processes.
 
     Raises:
         RuntimeError: accelerate sees another number of processes (a bare ``Accelerator()`` in a CPU worker
             silently trains alone, and every worker would see all batches).
     """
+    torch.set_num_threads(launch.num_threads or _DEFAULT_NUM_THREADS)
     # A reused process keeps accelerate's singletons from the trial before.
     AcceleratorState._reset_state(True)
     GradientState._reset_state()

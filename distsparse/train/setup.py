@@ -58,7 +58,7 @@ def check(config: RunConfig) -> Dataset:
 
     Raises:
         ValueError: missing or unreadable data, a batch larger than the data, a model that the data does not
-            fit, nothing to sparsify, T_end past the run.
+            fit, nothing to sparsify, T_end past the run, a learning rate that cannot fall to min_lr.
     """
     dataset = data.build(config.data.name, config.data.params)
     _, total_steps = num_steps(config, dataset)
@@ -67,8 +67,14 @@ def check(config: RunConfig) -> Dataset:
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
     model = build_model(config, dataset)
-    find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
-    optim.build_optimizer(config.optimizer.name, list(model.parameters()), config.optimizer.params)
+    try:
+        find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
+    except ValueError as error:
+        raise ValueError(f"sparsify: {error}") from None
+    optimizer = optim.build_optimizer(
+        config.optimizer.name, list(model.parameters()), config.optimizer.params
+    )
+    optim.build_schedule(config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params)
     return dataset
 
 
@@ -150,7 +156,7 @@ class Run:
 
 def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
     """Return the parts of a run, on this process's device; the whole dataset moves there too."""
-    accelerator = make_accelerator(config.train, world_size=world_size)
+    accelerator = make_accelerator(config.train, config.launch, world_size=world_size)
     steps_per_epoch, total_steps = num_steps(config, dataset)
     model = accelerator.prepare_model(build_model(config, dataset).to(accelerator.device))
     optimizer = optim.build_optimizer(

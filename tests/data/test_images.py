@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -89,6 +91,19 @@ def test_a_grey_image_among_colour_ones_is_repeated(tmp_path, write_parquet, enc
     assert torch.equal(data.test.inputs[0], torch.from_numpy(GREY[4]).expand(3, 4, 5))
 
 
+def test_the_first_shard_decides_channels_and_size(tmp_path, write_parquet, encode) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", [encode(COLOUR[0])], [0])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [encode(GREY[3])], [1])
+    write_parquet(tmp_path / "test.parquet", [encode(COLOUR[1])], [0])
+    data = build("images", {"path": str(tmp_path)})
+    assert torch.equal(data.train.inputs[1], torch.from_numpy(GREY[3]).expand(3, 4, 5))
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [encode(COLOUR[0, :3])] * 2, [1, 1])
+    os.utime(tmp_path / "train-00001-of-00002.parquet", ns=(1, 1))
+    assert "train-00001-of-00002.parquet: row 0 is (channels, height, width) = (3, 3, 5)" in one_line(
+        tmp_path
+    )
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -101,8 +116,11 @@ def test_number_of_classes_from_metadata(folder, write_parquet, encode, metadata
     assert build("images", {"path": str(folder)}).num_classes == 6
 
 
-def test_number_of_classes_counts_rows_that_limit_leaves_out(folder) -> None:
-    assert build("images", {"path": str(folder), "limit": 1}).num_classes == 4
+def test_number_of_classes_counts_rows_that_limit_leaves_out(folder, write_parquet, encode) -> None:
+    write_parquet(folder / "train.parquet", [encode(x) for x in GREY[:16]], range(16))
+    data = build("images", {"path": str(folder), "limit": 1})
+    assert data.train.labels.item() < 15
+    assert data.num_classes == 16
 
 
 def test_validation_is_a_fixed_part_of_train(folder) -> None:
@@ -206,6 +224,11 @@ def test_columns(folder, write_parquet, encode) -> None:
     assert one_line(folder).endswith("row 1 has no label in column 'label'")
 
 
+def test_an_image_column_without_bytes(folder) -> None:
+    pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), folder / "test.parquet")
+    assert "column 'image' is string; allowed: binary, or struct<bytes" in one_line(folder)
+
+
 def test_images_that_cannot_be_used_name_their_row(folder, write_parquet, encode) -> None:
     good, file = encode(GREY[0]), folder / "test.parquet"
     cases = {
@@ -228,7 +251,7 @@ def test_settings_that_do_not_fit(folder, write_parquet, encode) -> None:
     )
     assert "data.limit = 0" in one_line(folder, {"limit": 0})
     assert "data.crop_padding = -1" in one_line(folder, {"crop_padding": -1})
-    assert "unknown key 'data.crop' (did you mean" in one_line(folder, {"crop": 1})
+    assert "unknown key 'data.crop_pad' (did you mean 'crop_padding'?)" in one_line(folder, {"crop_pad": 1})
     write_parquet(folder / "test.parquet", [encode(GREY[0])], [-1])
     assert "test labels are in [-1, -1]; allowed with num_classes = 4: 0 to 3" in one_line(folder)
     write_parquet(folder / "test.parquet", [encode(GREY[0])], [0])

@@ -62,10 +62,10 @@ def test_slow_calls_are_repeated_min_repeats_times():
 def test_very_slow_calls_stop_at_eight_budgets():
     clock = FakeClock()
     a, b = _sample_in_turns(
-        [clock.call("a", 1.0), clock.call("b", 1.4)], min_repeats=20, budget_s=0.3, clock=clock
+        [clock.call("a", 0.75), clock.call("b", 1.25)], min_repeats=20, budget_s=0.25, clock=clock
     )
-    assert len(a) == len(b) == 2  # 1.2 s per side and turn, until 2.4 s
-    assert clock.now == pytest.approx(3 * 2.4)
+    assert len(a) == len(b) == 2  # 1 s per side and turn, until 2 s
+    assert clock.now == 3 * 2.0
     (once,) = _sample_in_turns([clock.call("a", 9.0)], min_repeats=20, budget_s=0.3, clock=clock)
     assert len(once) == 1
 

@@ -119,6 +119,20 @@ def test_wide_block_is_the_identity_when_its_last_convolution_is_zero() -> None:
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("mlp", "Flatten Linear ReLU Linear ReLU Linear"),
+        (
+            "lenet5",
+            "Conv2d ReLU MaxPool2d Conv2d ReLU MaxPool2d Flatten Linear ReLU Linear",
+        ),
+    ],
+)
+def test_order_of_layers(name: str, kinds: str) -> None:
+    assert [type(layer).__name__ for layer in build(name, (1, 28, 28), 10, {})] == kinds.split()
+
+
 def test_width_scales_every_hidden_layer() -> None:
     model = build("mlp", (1, 4, 4), 10, {"width": 0.1})
     assert [m.out_features for m in model if isinstance(m, nn.Linear)] == [30, 10, 10]

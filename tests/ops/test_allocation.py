@@ -134,7 +134,9 @@ def test_lenet_300_100_as_published(allocate: allocation.Allocation) -> None:
     counts = allocate(LENET, total, sizes(LENET))
     assert sum(counts) == total == 26620
     # The reference rounds each layer by itself, so it may be off by one weight.
-    for got, expected, size in zip(sparsities(counts, LENET), [0.920432, 0.769811, 0], sizes(LENET), strict=True):
+    for got, expected, size in zip(
+        sparsities(counts, LENET), [0.920432, 0.769811, 0], sizes(LENET), strict=True
+    ):
         assert abs(got - expected) <= 1 / size + 5e-7
 
 
@@ -246,8 +248,8 @@ def test_norms() -> None:
 def test_plain_dictionaries() -> None:
     gradients = {"a": torch.full((50,), 0.1), "b": torch.full((4, 50), -0.4)}
     shapes = {"a": (5, 10), "b": (10, 20)}
-    # rms: c / 0.1 · 50 + c / 0.4 · 200 = 125 inactive gives c = 0.125, and 1.25 is capped at floor(49.5) of 50;
-    # 76 inactive are left for the other.
+    # rms: c / 0.1 · 50 + c / 0.4 · 200 = 125 inactive gives c = 0.125; 1.25 is capped at 49 of 50,
+    # and 76 inactive are left for the other.
     result = sensitivity_sparsities(gradients, shapes, sparsity=0.5)
     assert result == pytest.approx({"a": 0.98, "b": 0.38})
     # l2: 0.1 √50 against 0.4 √200 is 1 : 8; c (50 + 200 / 8) = 25 gives c = 1/3, so 16.7 and 8.3.

@@ -27,10 +27,12 @@ def test_every_place_of_a_lone_active_weight_has_its_own_digest() -> None:
 
 
 def test_swapped_words_change_the_digest() -> None:
-    mask = random_mask(64)
-    words = mask.reshape(8, 8)
-    assert len({tuple(word) for word in words.tolist()}) == 8
-    orders = [torch.arange(8), *(torch.arange(8).roll(shift) for shift in range(1, 8)), torch.arange(8).flip(0)]
+    words = torch.arange(8).reshape(8, 1) >= torch.arange(8)  # 1, 2, … 8 active
+    orders = [
+        torch.arange(8),
+        *(torch.arange(8).roll(shift) for shift in range(1, 8)),
+        torch.arange(8).flip(0),
+    ]
     assert len({int(mask_digest(words[order])) for order in orders}) == 9
 
 

@@ -26,7 +26,9 @@ def test_equals_a_sort_with_many_ties(dtype: torch.dtype) -> None:
     for _ in range(200):
         rows, cols = rng.randint(1, 6), rng.randint(1, 7)
         # Five different values in up to 42 places: nearly every threshold is a tie.
-        score = torch.tensor([rng.randint(-2, 2) for _ in range(rows * cols)], dtype=dtype).reshape(rows, cols)
+        score = torch.tensor([rng.randint(-2, 2) for _ in range(rows * cols)], dtype=dtype).reshape(
+            rows, cols
+        )
         candidates = torch.tensor([rng.random() < 0.7 for _ in range(rows * cols)]).reshape(rows, cols)
         k = rng.randint(0, int(candidates.sum()))
         mask = top_k_mask(score, k, candidates)

@@ -135,8 +135,21 @@ def test_pareto_lists_the_best_in_the_first_objective_first(root, capsys):
     assert lines[3] == "1 of 4 completed trials are on the front"
     command("pareto", root, "--maximize", "accuracy", "--minimize", "wall_s")
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["9", "7"]
-    command("pareto", root, "--minimize", "wall_s", "--minimize", "loss")
-    assert "0 of 4 completed trials are on the front; 4 without" in capsys.readouterr().out
+
+
+def test_a_trial_that_lacks_two_values_is_counted_once(root, capsys):
+    command("pareto", root, "--minimize", "wall_s", "--minimize", "latency_ms", "--minimize", "loss")
+    expected = "0 of 4 completed trials are on the front; 4 without a value for latency_ms, loss left out"
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_a_setting_that_only_some_trials_have_tells_them_apart(tmp_path, capsys):
+    for key, method, sparsity in ((KEYS[0], "set", 0.9), (KEYS[1], "dense", None)):
+        add_trial(tmp_path, key, method, sparsity)
+    command("results", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[2:4] == ["method.name", "method.sparsity"]
+    assert [line.split()[2:4] for line in lines[1:3]] == [["set", "0.9"], ["dense", "-"]]
 
 
 def test_pareto_draws_and_writes_csv(root, tmp_path, capsys):

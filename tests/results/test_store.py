@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -188,6 +189,7 @@ def test_load_sorts_rows_by_step_and_layer(tmp_path):
     assert list(zip(frame["trial"].str[0], frame["step"], frame["layer"], strict=True)) == [
         *[("a", 200, "b"), ("b", 100, "a"), ("b", 100, "b"), ("b", 200, "a"), ("b", 200, "b")]
     ]
+    assert frame.index.tolist() == [0, 1, 2, 3, 4]
     assert load(tmp_path / "s" / "rewires").equals(frame)
     with pytest.raises(ValueError, match=r"table = 'steps', but .* is the folder of 'rewires'"):
         load(tmp_path / "s" / "rewires", "steps")
@@ -263,6 +265,16 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         with pytest.raises(ValueError, match=f"{B}.parquet cannot be read as Parquet"):
             read()
     assert read_trial(tmp_path, study="s", trial=A) is not None
+
+
+def test_a_flipped_bit_in_a_value_does_not_pass_for_another_value(tmp_path):
+    path = trial(tmp_path, A, accuracy=0.123456789)
+    value = struct.pack("<d", 0.123456789)
+    content = path.read_bytes()
+    assert value in content
+    path.write_bytes(content.replace(value, value[:-2] + bytes([value[-2] ^ 4]) + value[-1:], 1))
+    with pytest.raises(ValueError, match=f"{A}.parquet cannot be read as Parquet"):
+        load(tmp_path)
 
 
 def test_a_file_of_a_newer_schema_or_of_another_program_is_named(tmp_path, monkeypatch):
