@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distsparse.data import datasets
 from distsparse.methods import methods
 from distsparse.models import models
-from distsparse.optim.registry import optimizers, schedules
+from distsparse.optim import optimizers, schedules
 from distsparse.registry import Registry, describe, suggestion
 
 

@@ -129,8 +129,10 @@ class Registry(Generic[T]):
             factory = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.kind} {name!r} cannot be imported: {error}") from None
-        if not callable(factory):
-            raise ValueError(f"{self.kind} {name!r} is not callable")
+        try:
+            inspect.signature(factory)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.kind} {name!r} is no function with a signature: {error}") from None
         return Entry(self.kind, name, factory)
 
     def _load_plugins(self) -> None:

@@ -25,10 +25,10 @@ STACK = [
     {"train"},
     {"launch"},
     {"sweep"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 BESIDE = {"results": {"version"}, "export": {"version", "registry", "ops", "core"}}
-MAY_ALSO_IMPORT = {"launch": {"results"}, "sweep": {"results"}, "cli": {"results", "export"}}
+MAY_ALSO_IMPORT = {name: {"results", "export"} for name in ("launch", "sweep", "cli")} | {"__main__": {"cli"}}
 
 RAY = {"launch", "sweep", "cli"}
 
@@ -138,12 +138,13 @@ print(sparsifier.statistics.num_updates, round(sparsifier.topology.sparsity, 3))
     assert run(BLOCK_RAY + script).split("\n") == ["blocked", "3 0.8"]
 
 
-def test_everything_below_launch_imports_without_ray() -> None:
+def test_everything_below_launch_and_what_runs_locally_imports_without_ray() -> None:
     modules = [
         ".".join(("distsparse", *file.with_suffix("").parts)).removesuffix(".__init__")
         for file in FILES
-        if part_of(file) not in RAY
+        if part_of(file) not in {*RAY, "__main__"}
     ]
+    modules += ["distsparse.launch", "distsparse.cli.main"]
     script = f"""
 import importlib
 for name in {modules!r}:

@@ -107,7 +107,7 @@ class CsrConv(_CsrLayer):
         if x.dim() == num_spatial + 1:
             unbatched: Tensor = self.forward(x.unsqueeze(0))
             return unbatched.squeeze(0)
-        padded = F.pad(x, self.window.padding).contiguous() if any(self.window.padding) else x.contiguous()
+        padded = F.pad(x, self.window.padding) if any(self.window.padding) else x
         size = _output_size(padded.shape[2:], self.window)
         y = x.new_empty(len(x), self.shape[0], *size)
         bias = self.bias.unsqueeze(1)

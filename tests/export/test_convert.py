@@ -159,11 +159,16 @@ def test_modules_that_read_their_childrens_weights():
 
 
 def test_reparametrized_weights_stay_correct():
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
-    sparsify(model, 0.9)
-    model[0].parametrizations.weight.original0.data.fill_(1.0)
-    converted = to_csr(model)
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+        nn.utils.spectral_norm(nn.Linear(8, 8)),  # the older kind: a hook writes the weight
+        nn.Linear(8, 8),
+    )
+    sparsify(model, 0.8)
+    model(torch.randn(2, 8))
+    converted = to_csr(model, min_sparsity=0.5)
     assert kinds(converted).count(CsrLinear) == 1
+    assert_same_output(model, converted, torch.randn(5, 8))
 
 
 def test_one_module_used_twice_and_tied_weights_stay_one():
@@ -187,6 +192,8 @@ def test_the_model_is_left_alone():
     assert kinds(model).count(CsrConv) == 0
     assert converted.stem.training
     assert not converted.norm.training
+    assert not to_csr(model.eval()).stem.training
+    assert not any(parameter.requires_grad for parameter in converted.parameters())
     converted.head.bias.add_(1)
     assert torch.equal(model.head.bias, before["head.bias"])
 
