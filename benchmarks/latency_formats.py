@@ -20,7 +20,7 @@ from distsparse.export import Latency, compare, describe  # noqa: E402
 SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 BATCH_SIZES = (1, 64)
 HEADER = """\
-| network | sparsity | batch | dense ms | CSR ms | speed-up | 1 / (1 - s) |
+| network | sparsity | batch | dense ms (p10 to p90) | CSR ms (p10 to p90) | speed-up | 1 / (1 - s) |
 |---|---|---|---|---|---|---|
 """
 
@@ -45,12 +45,17 @@ def rows(name: str, sparsity: float, measured: dict[tuple[str, int], Latency]) -
     """Return one table row per batch size."""
     lines = []
     for batch_size in BATCH_SIZES:
-        dense, csr = measured["dense", batch_size].median_ms, measured["csr", batch_size].median_ms
+        dense, csr = measured["dense", batch_size], measured["csr", batch_size]
         lines.append(
-            f"| {name} | {sparsity:.0%} | {batch_size} | {dense:.4f} | {csr:.4f} "
-            f"| {dense / csr:.2f} | {1 / (1 - sparsity):.0f} |\n"
+            f"| {name} | {sparsity:.0%} | {batch_size} | {cell(dense)} | {cell(csr)} "
+            f"| {dense.median_ms / csr.median_ms:.2f} | {1 / (1 - sparsity):.0f} |\n"
         )
     return "".join(lines)
+
+
+def cell(latency: Latency) -> str:
+    """Return a latency's median and its spread, which is wide where other processes interrupted."""
+    return f"{latency.median_ms:.4f} ({latency.p10_ms:.4f} to {latency.p90_ms:.4f})"
 
 
 def main() -> None:
@@ -78,8 +83,8 @@ def main() -> None:
     report = (
         "# Dense against CSR inference\n\n"
         f"{machine['cpu']}, one thread, fp32, torch {machine['torch_version']}. Medians; the formats take\n"
-        "turns. 1 / (1 - s) is the ratio of multiplications, what an ideal kernel would reach. Written by\n"
-        "`python benchmarks/latency_formats.py`.\n\n" + HEADER + table
+        "turns. 1 / (1 - s) is the ratio of multiplications, what an ideal kernel would reach. Reproduce\n"
+        "on a quiet machine: `python benchmarks/latency_formats.py`.\n\n" + HEADER + table
     )
     print(report)
     (ROOT / "benchmarks" / "latency_formats.md").write_text(report)

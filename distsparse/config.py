@@ -1,8 +1,9 @@
 """One run's whole configuration: parsed strictly, completed with defaults, addressed by dotted names.
 
 ``model``, ``data``, ``method``, ``optimizer`` and ``lr_schedule`` name a factory and its keywords; the
-factory's signature is their schema. The other sections are declared here. YAML files, ``--set method.delta_T=200`` and
-sweep spaces all go through :func:`override`, and the same dotted name is the results' column.
+factory's signature is their schema. The other sections are declared here. YAML files,
+``--set method.delta_T=200`` and sweep spaces all go through :func:`override`, and the same dotted name is the
+results' column.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_a_trial_of_a_space_that_cannot_run(
 ) -> None:
     """Only the data says that step 141 lies past a run of 10 epochs."""
     space = tmp_path / "space.yaml"
-    space.write_text("space: {method.T_end: {choice: [140, 141]}}\nbase: {method: rigl}")
+    space.write_text("space: {method.T_end: {grid: [140, 141]}}\nsearch: grid")
     error = refused(["sweep", str(space), "--output", str(tmp_path / "runs")], capsys)
     assert "method.T_end = 141" in error
     assert not (tmp_path / "runs").exists()
@@ -275,7 +276,7 @@ def test_key_is_equal_in_another_process() -> None:
     keys = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,

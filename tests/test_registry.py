@@ -76,7 +76,7 @@ def test_a_reference_names_a_factory_that_was_never_registered(
         ("someones_shapes:moon", "cannot be imported: .*moon"),
         ("no_such_package:star", "cannot be imported: .*no_such_package"),
         (":star", "cannot be imported"),
-        ("someones_shapes:number", "is not callable"),
+        ("someones_shapes:number", "not a callable object"),
     ]:
         with pytest.raises(ValueError, match=message):
             shapes.get(name)

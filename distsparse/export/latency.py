@@ -84,8 +84,10 @@ def compare(
 ) -> dict[tuple[str, int], Latency]:
     """Time ``model`` as it is ("dense") and from ``to_csr`` ("csr"), by (format, batch size).
 
-    The two take turns in short slices, so that a change of the machine's load or clock meets both. Other
-    arguments, limits and errors are those of ``measure`` and ``to_csr``.
+    The two take turns in short slices, so that a change of the machine's load or clock meets both. Still,
+    give it a quiet machine: where cores are shared, the scheduler interrupts long calls more often than short
+    ones, which flatters the faster format; a p90 far above p10 shows it. Other arguments, limits and errors
+    are those of ``measure`` and ``to_csr``.
     """
     formats = {"dense": model, "csr": to_csr(model, min_sparsity=min_sparsity)}
     return {

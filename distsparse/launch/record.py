@@ -49,7 +49,7 @@ def record_completed(root: Path, config: RunConfig, history: History, folder: Pa
     dataset = data.build(config.data.name, config.data.params)
     model, masks = load_network(config, folder)
     weights = find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
-    flops = export.layer_flops(model, dataset.input_shape)
+    flops = export.layer_flops(model.float(), dataset.input_shape)  # an fp64 run's too
     layers = [_layer_row(weight, masks[weight.name], flops) for weight in weights]
     num_weights = sum(row["num_weights"] for row in layers)
     nnz = sum(row["nnz"] for row in layers)
@@ -128,7 +128,7 @@ def _write(
         "wall_s": history.total_s(),
         **history.summary,
         **extra,
-        **{name: value for name, value in flat.items() if name in known},
+        **{name: _fitted(value, known[name]) for name, value in flat.items() if name in known},
         "hostname": machine["hostname"],
         "cpu": machine["cpu"],
         "num_cpus": machine["num_cpus"],
@@ -200,6 +200,22 @@ def _arrow_type(hint: Any) -> pa.DataType:
         return options[0] if len(set(options)) == 1 else pa.string()
     simple: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     return simple.get(hint, pa.string())
+
+
+def _fitted(value: Any, kind: pa.DataType) -> Any:
+    """Return a value in its column's type, or None where it has another: ``config`` holds it in any case.
+
+    Two components may give one keyword two types (``mlp.hidden`` is a list, another model's a number).
+    """
+    if value is None:
+        return None
+    if kind == pa.string():
+        return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, bool) or kind == pa.bool_():
+        return value if isinstance(value, bool) and kind == pa.bool_() else None
+    if isinstance(value, int) or (isinstance(value, float) and kind == pa.float64()):
+        return value
+    return None
 
 
 def _machine_name(machine: Mapping[str, Any]) -> str:

@@ -214,6 +214,7 @@ pandas alone reads a table:
 
 ```python
 import pandas
+
 trials = pandas.read_parquet("<results>/<study>/trials")
 ```
 
@@ -223,7 +224,8 @@ column.
 
 ```python
 from distsparse.results import load, pareto_front
-trials = load("<results>")                  # or a study, or one table's folder
+
+trials = load("<results>")  # or a study, or one table's folder
 curves = load("<results>", table="steps")
 best = pareto_front(trials, maximize=["accuracy", "sparsity"], minimize=["latency_ms"])
 ```

@@ -200,7 +200,8 @@ def _domain(path: Any, spec: Any, search: str) -> Domain:
     kind, arguments = next(iter(spec.items()))
     if kind not in kinds:
         raise ValueError(
-            f"{where}: unknown domain {kind!r}{suggestion(str(kind), list(kinds))}: allowed: {', '.join(kinds)}"
+            f"{where}: unknown domain {kind!r}{suggestion(str(kind), list(kinds))}: "
+            f"allowed: {', '.join(kinds)}"
         )
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(f"{where}.{kind} = {arguments!r}: must be a list that is not empty")

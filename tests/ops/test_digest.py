@@ -52,3 +52,10 @@ def test_is_a_scalar_word() -> None:
 def test_hexadecimal() -> None:
     assert to_hex(-1) == "f" * 16
     assert to_hex(255) == "00000000000000ff"
+
+
+def test_words_and_their_indices_do_not_add_up() -> None:
+    # As numbers: {1 + 2^8, 2^16} and {1 + 2^16, 2^8}. With indices 0 and 1 added, both are the same two sums.
+    first = torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0]]).bool()
+    second = torch.tensor([[1, 0, 1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]).bool()
+    assert mask_digest(first) != mask_digest(second)

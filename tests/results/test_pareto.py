@@ -27,7 +27,7 @@ def test_front_is_what_the_definition_says(num_objectives, monkeypatch):
     monkeypatch.setattr(pareto, "FRONT_BLOCK", 3)
     rng = np.random.default_rng(num_objectives)
     names = list("abcde")[:num_objectives]
-    for _ in range(300):
+    for _ in range(200):
         num_rows = int(rng.integers(0, 26))
         values = rng.integers(0, rng.integers(2, 7), (num_rows, num_objectives)).astype(float)
         values[rng.random(values.shape) < 0.08] = np.nan
