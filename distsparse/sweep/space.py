@@ -162,6 +162,10 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         raise ValueError(f"seeds = {seeds!r}: must be a list of different whole numbers")
     if any(domain.path == "seed" for domain in domains):
         raise ValueError("space.seed: seeds are replicates of one point; list them under seeds")
+    for domain in domains:
+        # Tune reserves the base's CPUs for each trial: one that wants more would wait for ever.
+        if domain.path.partition(".")[0] in ("study", "launch"):
+            raise ValueError(f"space.{domain.path}: is one for all trials; set it under base")
     space = Space(
         base=base,
         domains=domains,

@@ -15,6 +15,9 @@ def evaluate(run: Run, split: Split) -> tuple[float, float]:
     """Return (mean cross-entropy, accuracy in [0, 1]) over a split, equal on all ranks. All ranks call it."""
     # The bare model: ranks may hold unequal numbers of batches, and DDP's forward is a collective.
     model = run.bare_model
+    for buffer in model.buffers():
+        # Running statistics differ by each rank's last batch; rank 0's are saved, so they are what counts.
+        buffer.copy_(run.comm.gather(buffer)[0])
     model.eval()
     dtype = next(model.parameters()).dtype
     device = split.labels.device

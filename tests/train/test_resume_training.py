@@ -125,14 +125,14 @@ KILLED: dict[str, dict[str, Any]] = {
         "model": {"name": "mlp", "hidden": [40]},
         "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4},
         "method": {"name": "rigl", "delta_T": 10, "sparsity": 0.9},
-        "train": {"epochs": 40, "batch_size": 50, "log_every": 9},
+        "train": {"epochs": 15, "batch_size": 50, "log_every": 9},
     },
     "adamw, dropout, augmentation": {
         "data": {"name": "digits", "crop_padding": 1, "flip": True},
         "model": {"name": "parts:dropout_mlp", "pause_s": 0.002},
         "optimizer": {"name": "adamw", "lr": 0.002},
         "method": {"name": "set", "delta_T": 10, "sparsity": 0.9},
-        "train": {"epochs": 30, "batch_size": 50, "log_every": 9},
+        "train": {"epochs": 12, "batch_size": 50, "log_every": 9},
     },
 }
 

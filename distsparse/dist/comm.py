@@ -1,0 +1,83 @@
+"""The few collectives that sparse training needs, and their identity on one process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as torch_dist
+
+
+class Comm(Protocol):
+    """What ranks do together. Every rank must make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This process, 0 ≤ rank < world_size."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the elementwise sum over ranks; the argument is left as it is."""
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return every rank's tensor, in rank order; shapes must be equal."""
+
+
+class LocalComm:
+    """One process: the sum is the identity."""
+
+    rank = 0
+    world_size = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor itself."""
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensor alone."""
+        return [tensor]
+
+
+class ProcessGroupComm:
+    """The ranks of a ``torch.distributed`` process group (gloo or NCCL)."""
+
+    def __init__(self, group: torch_dist.ProcessGroup | None = None) -> None:
+        self._group = group
+
+    @property
+    def rank(self) -> int:
+        """This process within the group."""
+        return torch_dist.get_rank(self._group)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes of the group."""
+        return torch_dist.get_world_size(self._group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the elementwise sum over ranks."""
+        result = tensor.clone()
+        torch_dist.all_reduce(result, group=self._group)
+        return result
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return every rank's tensor, in rank order."""
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch_dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        return parts
+
+
+def current() -> Comm:
+    """Return the default process group's collectives, or the identity where there is none."""
+    if torch_dist.is_available() and torch_dist.is_initialized():
+        return ProcessGroupComm()
+    return LocalComm()
+
+
+def any_rank(comm: Comm, flag: Tensor) -> bool:
+    """Tell whether a 0-dim bool tensor is true on any rank."""
+    return bool(comm.sum(flag.to(torch.int64).reshape(1)) > 0)

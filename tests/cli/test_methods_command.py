@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from distsparse import methods
+from distsparse.cli.main import main
+from distsparse.methods import methods as registry
+
+
+@pytest.fixture
+def listed(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["methods"]) == 0
+    return capsys.readouterr().out
+
+
+def blocks(text: str) -> dict[str, list[str]]:
+    return {block.partition(":")[0]: block.splitlines() for block in text.strip().split("\n\n")}
+
+
+def test_every_method_with_its_summary_and_paper(listed: str) -> None:
+    found = blocks(listed)
+    assert list(found) == methods.names()
+    for entry in registry:
+        assert found[entry.name][0] == f"{entry.name}: {entry.summary}"
+        assert found[entry.name][1].strip() == entry.source
+    for name in ("rigl", "set", "static"):
+        assert "arXiv:" in found[name][1]
+
+
+def test_every_parameter_with_default_range_and_description(listed: str) -> None:
+    found = blocks(listed)
+    for entry in registry:
+        lines = found[entry.name][2:]
+        names = [line.split(" = ")[0].strip() for line in lines[::2]]
+        assert names == list(entry.schema.model_fields)
+        for (name, info), first, second in zip(
+            entry.schema.model_fields.items(), lines[::2], lines[1::2], strict=True
+        ):
+            assert first.startswith(f"  {name} = {info.default!r}  (")
+            assert info.description
+            assert second.strip() == info.description
+
+
+def test_ranges_are_those_that_are_checked(listed: str) -> None:
+    rigl = blocks(listed)["rigl"]
+    expected = {
+        "sparsity": "0.9  (float ≥ 0, < 1)",
+        "delta_T": "100  (int > 0)",
+        "alpha": "0.3  (float > 0, ≤ 1)",
+        "T_end": "0.75  (float > 0)",
+        "alpha_schedule": "'cosine'  (constant | cosine | linear | inverse_power)",
+        "exclude_dropped": "False  (bool)",
+    }
+    for name, text in expected.items():
+        assert f"  {name} = {text}" in rigl
+    assert re.search(r"allocation = 'erk'  \(.*\berk\b.*\)", "\n".join(rigl))
+
+
+def test_only_the_methods_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "set", "dense"]) == 0
+    assert list(blocks(capsys.readouterr().out)) == ["set", "dense"]
+
+
+def test_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "rigel"]) == 2
+    assert "did you mean 'rigl'" in capsys.readouterr().err
