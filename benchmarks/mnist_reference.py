@@ -18,16 +18,17 @@ def table(directory: str) -> str:
     trials = results.load(f"{directory}/mnist-reference")
     trials = trials[trials["status"] == "completed"]
     lines = [
-        "| method | sparsity | test accuracy | reference | seeds | seconds per run |",
-        "|---|---|---|---|---|---|",
+        "| method | inputs | sparsity | test accuracy | reference | seeds | seconds per run |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, (mean, sd) in REFERENCE.items():
-        rows = trials[trials["method.name"] == name]
-        accuracy = 100 * rows["accuracy"]
-        lines.append(
-            f"| {name} | {rows['sparsity'].mean():.3f} | {accuracy.mean():.2f} ± {accuracy.std():.2f} "
-            f"| {mean:.2f} ± {sd:.2f} | {len(rows)} | {rows['wall_s'].median():.0f} |"
-        )
+    for normalized, inputs in ((True, "standardised"), (False, "in [0, 1]")):
+        for name, (mean, sd) in REFERENCE.items():
+            rows = trials[(trials["method.name"] == name) & (trials["data.normalize"] == normalized)]
+            accuracy = 100 * rows["accuracy"]
+            lines.append(
+                f"| {name} | {inputs} | {rows['sparsity'].mean():.3f} | {accuracy.mean():.2f} ± {accuracy.std():.2f} "
+                f"| {mean:.2f} ± {sd:.2f} | {len(rows)} | {rows['wall_s'].median():.0f} |"
+            )
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, and `parts` importable here, in child processes and in Ray's."""
+"""What all tests share: one thread per process, and `parts` importable here and in child processes."""
 
 from __future__ import annotations
 

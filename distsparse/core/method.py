@@ -44,7 +44,8 @@ class Method:
             ValueError: T_end lies past the run.
         """
         if self.stop <= 1:
-            return int(self.stop * total_steps)
+            # 0.57 · 100 is 56.99… in binary.
+            return int(self.stop * total_steps + 1e-6)
         if self.stop > total_steps or self.stop != int(self.stop):
             raise ValueError(
                 f"T_end = {self.stop:g}: must be a fraction of the run in (0, 1] "

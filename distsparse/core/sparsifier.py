@@ -14,7 +14,7 @@ from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active
+from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active, unwrap
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
 from distsparse.ops.digest import mask_digest, to_hex
@@ -169,9 +169,9 @@ class Sparsifier:
                 self.statistics.num_updates += 1
                 self.statistics.num_dropped += event.num_dropped
                 self.statistics.num_grown += event.num_grown
-        for name, weight in self._weights.items():
-            if weight.parameter.grad is not None:
-                keep_active(weight.parameter.grad, self._bits[name])
+        for name, bits in self._bits.items():
+            if (gradient := self._weights[name].parameter.grad) is not None:
+                keep_active(gradient, bits)
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,10 +224,11 @@ class Sparsifier:
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
-        self._bits = {}
-        for name, mask in topology.masks.items():
-            weight = self._weights[name]
-            self._bits[name] = bit_mask(weight.unmatrix(mask), weight.parameter)
+        self._bits = {
+            name: bit_mask(self._weights[name].unmatrix(mask), self._weights[name].parameter)
+            for name, mask in topology.masks.items()
+            if topology.targets[name] < mask.numel()  # a dense layer has nothing to keep at zero
+        }
 
     def _rewire(
         self,
@@ -254,7 +255,9 @@ class Sparsifier:
         with torch.no_grad():
             after = run(moves, context)
             digests = {name: mask_digest(mask) for name, mask in after.masks.items()}
-            verify(self._comm, list(digests), torch.stack(list(digests.values())), step=step)
+            device = next(iter(digests.values())).device  # a model may lie on several
+            stacked = torch.stack([digest.to(device) for digest in digests.values()])
+            verify(self._comm, list(digests), stacked, step=step)
             changes = tuple(
                 self._change(name, before.masks[name], after, int(digests[name])) for name in after.masks
             )
@@ -283,8 +286,8 @@ class Sparsifier:
 
         What was inactive before is zero already, so a newly grown position starts at zero as well.
         """
-        for name, weight in self._weights.items():
-            bits = self._bits[name]
+        for name, bits in self._bits.items():
+            weight = self._weights[name]
             keep_active(weight.parameter, bits)
             for value in self._optimizer.state.get(weight.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
@@ -323,7 +326,8 @@ class Sparsifier:
 
     def _accumulate_gradients(self) -> None:
         for name, gradient in self._gradients().items():
-            magnitude = gradient.abs()
+            # A long window of half-precision terms would lose the small ones.
+            magnitude = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
             self._grad_abs[name] = self._grad_abs[name] + magnitude if name in self._grad_abs else magnitude
 
     def _initial_gradients(
@@ -334,13 +338,16 @@ class Sparsifier:
             raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
         parameters = [weight.parameter for weight in self._weights.values()]
         # The bare model: every rank reduces once below, not once per backward.
-        model = getattr(self._model, "module", self._model)
+        model = unwrap(self._model)
+        buffers = [buffer.clone() for buffer in model.buffers()]
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         num_batches = torch.zeros(1, dtype=torch.int64, device=parameters[0].device)
         for batch in batches:
             grads = torch.autograd.grad(loss_fn(model, batch), parameters)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             num_batches += 1
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)  # batch normalisation has counted batches that do not belong to the run
         # Ranks may hold different numbers of batches; they must still see one and the same mean.
         count = int(self._comm.sum(num_batches))
         if count == 0:

@@ -10,9 +10,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-# Wrappers put their own level in front of every parameter's name; a topology keeps the model's names.
-_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
+# torch.compile puts a level of its own into the names of what it compiled.
+_COMPILED = re.compile(r"(^|(?<=\.))_orig_mod\.")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
         yield "weight", cast(Tensor, module.weight), True  # stored (in, out)
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def find_weights(
     model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> list[SparseWeight]:
@@ -69,12 +81,12 @@ def find_weights(
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     found: dict[int, SparseWeight] = {}
-    for module_name, module in model.named_modules():
+    for module_name, module in unwrap(model).named_modules():
         for attribute, parameter, transposed in _weights_of(module):
-            if not isinstance(parameter, nn.Parameter):
-                continue  # absent, or computed by a parametrization
+            if not isinstance(parameter, nn.Parameter) or not parameter.requires_grad:
+                continue  # absent, computed by a parametrization, or frozen
             if id(parameter) not in found and id(parameter) not in embeddings:
-                name = _WRAPPERS.sub("", f"{module_name}.{attribute}" if module_name else attribute)
+                name = _COMPILED.sub("", f"{module_name}.{attribute}" if module_name else attribute)
                 found[id(parameter)] = SparseWeight(name, type(module).__name__, parameter, transposed)
     names = [weight.name for weight in found.values()]
     for field, patterns in (("include", include), ("exclude", exclude)):

@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from parts import TINY, tiny
+from parts import TINY
 
 from distsparse.cli.main import main
 from distsparse.version import __version__
@@ -27,8 +26,7 @@ def ended(arguments: list[str]) -> int:
     try:
         return main(arguments)
     except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
+        return int(end.code or 0)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -58,19 +56,16 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert "usage: distsparse" in capsys.readouterr().err
 
 
-def test_help_is_quick() -> None:
-    """Neither torch nor Ray is needed to read about the options."""
+def test_help_loads_nothing_slow() -> None:
+    """Reading about the options starts neither Ray nor what draws plots."""
     code = (
         "import sys\n"
         "from distsparse.cli.main import parser\n"
         "parser().format_help()\n"
-        "print(sorted({'ray', 'torch', 'sklearn', 'matplotlib'} & {n.partition('.')[0] for n in sys.modules}))"
+        "print(*(name for name in ('ray', 'accelerate', 'sklearn', 'matplotlib') if name in sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = json.loads(result.stdout.replace("'", '"'))
-    assert "ray" not in loaded
-    assert "matplotlib" not in loaded
-    assert "sklearn" not in loaded
+    assert result.stdout == "\n"
 
 
 def settings(folder: Path, **values: object) -> str:
@@ -133,18 +128,24 @@ def test_relative_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (Path(trial["checkpoint"]) / "network.safetensors").is_file()
 
 
-def test_model_beside_the_working_directory(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    """package.module:function is looked for where the user stands, and its output is a plain log."""
+def test_model_beside_the_working_directory(tmp_path: Path) -> None:
+    """package.module:function is looked for where the user stands, not where the program is; a plain log."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "start.py"  # as the console script: its own folder comes first
+    program.write_text("import sys\nfrom distsparse.cli.main import main\nsys.exit(main())\n")
     (tmp_path / "mine.py").write_text("from parts import watched as network\n")
-    result = command("train", settings(tmp_path, model="mine:network"))
+    result = subprocess.run(
+        [sys.executable, str(program), "train", settings(tmp_path, model="mine:network")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "\r" not in result.stdout
     trial = pd.read_parquet(tmp_path / "runs" / "default" / "trials").iloc[0]
     assert trial["model.name"] == "mine:network"
-    assert trial["trial"] == tiny({"model": "mine:network"}).key if "mine" in sys.modules else trial["trial"]
 
 
 def test_interrupted_run_says_how_to_go_on(

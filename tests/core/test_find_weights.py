@@ -94,16 +94,22 @@ def test_a_weight_tied_to_an_embedding_is_an_embedding() -> None:
 
 
 def test_names_are_those_of_the_inner_model() -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.module = inner
-
     inner = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
-    assert names(Wrapper(inner)) == ["0.weight", "1.0.weight"]
+    assert names(nn.DataParallel(inner)) == ["0.weight", "1.0.weight"]
     compiled = torch.compile(inner)
     assert names(compiled) == ["0.weight", "1.0.weight"]
-    assert names(Wrapper(compiled)) == ["0.weight", "1.0.weight"]
+    assert names(nn.DataParallel(compiled)) == ["0.weight", "1.0.weight"]
+    assert names(nn.Sequential(torch.compile(inner))) == ["0.0.weight", "0.1.0.weight"]
+
+
+def test_a_submodule_called_module_keeps_its_name() -> None:
+    assert names(nn.ModuleDict({"module": nn.Linear(2, 2)})) == ["module.weight"]
+
+
+def test_a_frozen_weight_is_not_sparsified() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight.requires_grad_(False)
+    assert names(model) == ["1.weight"]
     inner[1] = torch.compile(inner[1])
     assert names(inner) == ["0.weight", "1.0.weight"]
 

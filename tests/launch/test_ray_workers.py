@@ -186,9 +186,7 @@ class TestOneSession:
     def test_worker_that_dies_is_a_failed_row(self, ray_session: None, tmp_path: Path) -> None:
         from distsparse.launch.trainer import run_on_workers
 
-        config = tiny(
-            {"model": {"name": "parts:failing", "how": "kill", "at": 15}, "launch.workers": 2}
-        )
+        config = tiny({"model": {"name": "parts:failing", "how": "kill", "at": 15}, "launch.workers": 2})
         row = run_on_workers(config, tmp_path, resume=False, verbose=False)
         assert row["status"] == "failed"
         assert row["error"]
@@ -197,8 +195,8 @@ class TestOneSession:
 
     def test_recorded_accuracy_is_that_of_the_saved_network(self, ray_session: None, tmp_path: Path) -> None:
         """Normalisation's running statistics differ between ranks; the saved ones must be those evaluated."""
-        from distsparse.launch.trainer import run_on_workers
         from distsparse.launch.record import load_network as load_model
+        from distsparse.launch.trainer import run_on_workers
         from distsparse.train import check
 
         config = tiny(

@@ -117,7 +117,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_space_is_one_clear_line(case: str) -> None:
     values, expected = BAD[case]
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the text is looked at below
+    with pytest.raises(ValueError) as caught:
         parse_space(values)
     message = str(caught.value)
     assert "\n" not in message
@@ -243,6 +243,8 @@ def test_randint_leaves_out_its_upper_bound() -> None:
     found = values("randint", [1, 5], "method.delta_T")
     assert set(found) == {1, 2, 3, 4}
     assert all(type(value) is int for value in found)
+    (domain,) = space({"method.delta_T": {"randint": [1, 5]}}).domains
+    assert domain.probes() == [1, 4]
 
 
 def test_number_of_samples_from_the_command_line() -> None:

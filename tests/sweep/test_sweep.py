@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ FAULTS = {
     "base": {**TINY, "model": {"name": "parts:failing", "how": "never"}},
     "search": "grid",
     "seeds": [0, 1],
-    "space": {"model": {"grid": [{"name": "parts:failing", "how": how} for how in ("never", "raise", "kill")]}},
+    "space": {
+        "model": {"grid": [{"name": "parts:failing", "how": how} for how in ("never", "raise", "kill")]}
+    },
 }
 
 
@@ -57,7 +60,7 @@ def test_trials_ran_side_by_side(faults: tuple[Path, pd.DataFrame]) -> None:
     """On two CPUs, some two trials overlap in time."""
     _, trials = faults
     spans = sorted(zip(trials["started_at"], trials["finished_at"], strict=True))
-    assert any(second[0] < first[1] for first, second in zip(spans, spans[1:], strict=False))
+    assert any(second[0] < first[1] for first, second in pairwise(spans))
 
 
 def test_nothing_but_results_is_left(faults: tuple[Path, pd.DataFrame]) -> None:
@@ -101,7 +104,7 @@ space:
   method.alpha: {uniform: [0.1, 0.5]}
   method.delta_T: {quniform: [10, 30, 10]}
 base:
-  model: {name: mlp, hidden: [32]}
+  model: mine:network
   data: {name: digits}
   method: {name: rigl, sparsity: 0.9}
   train: {epochs: 3, batch_size: 50, evaluate_every: 1}
@@ -111,6 +114,7 @@ base:
 
 def test_sweep_from_the_command_line(command: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "mine.py").write_text("from parts import watched as network\n")
     arguments = ["sweep", "space.yaml", "--trials", 3, "--cpus", 2, "--output", "out"]
     result = command(*arguments, "--set", "train.epochs=2")
     assert result.returncode == 0, result.stdout + result.stderr

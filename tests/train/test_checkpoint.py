@@ -128,7 +128,7 @@ def test_existing_folder_is_replaced_or_kept(tmp_path: Path) -> None:
             if fail:
                 raise OSError
 
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):
         write(True)
     assert [file.name for file in target.iterdir()] == ["old"]
     write(False)
