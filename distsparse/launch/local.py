@@ -8,12 +8,12 @@ from distsparse.config import RunConfig
 from distsparse.launch.record import record_completed, record_failed, trial_folder
 from distsparse.train.history import History, Row
 from distsparse.train.loop import train
-from distsparse.train.reporter import LocalReporter, Reporter
+from distsparse.train.reporter import LocalReporter
 from distsparse.train.setup import check
 
 
 def run_local(
-    config: RunConfig, root: Path, *, resume: bool, verbose: bool, reporter: Reporter | None = None
+    config: RunConfig, root: Path, *, resume: bool, verbose: bool, reporter: LocalReporter | None = None
 ) -> Row:
     """Train in this process and write the run's tables; return the trial's row.
 
@@ -34,6 +34,8 @@ def run_local(
         train(config, check(config), reporter, history=history, verbose=verbose)
         with reporter.last_checkpoint() as last:
             assert last is not None
-            return record_completed(root, config, history, last)
+            row = record_completed(root, config, history, last)
+        reporter.finish()
+        return row
     except Exception as error:  # whatever user code or hardware does, the sweep goes on
         return record_failed(root, config, history, f"{type(error).__name__}: {error}")

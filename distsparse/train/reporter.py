@@ -42,6 +42,8 @@ class LocalReporter:
         self._keep = keep
         if not resume and directory.exists():
             shutil.rmtree(directory)
+        for unfinished in directory.glob(".step-*.tmp"):  # of a process that was killed while saving
+            shutil.rmtree(unfinished)
 
     def saved(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
@@ -61,5 +63,12 @@ class LocalReporter:
             return
         with checkpoint.atomic_folder(self._directory / f"step-{step:010d}") as folder:
             save(folder)
-        for old in self.saved()[: -self._keep]:
+        self._remove_all_but(self._keep)
+
+    def finish(self) -> None:
+        """Keep the last checkpoint alone: the run is over."""
+        self._remove_all_but(1)
+
+    def _remove_all_but(self, count: int) -> None:
+        for old in self.saved()[:-count]:
             shutil.rmtree(old)
