@@ -25,8 +25,9 @@ def table(directory: str) -> str:
         for name, (mean, sd) in REFERENCE.items():
             rows = trials[(trials["method.name"] == name) & (trials["data.normalize"] == normalized)]
             accuracy = 100 * rows["accuracy"]
+            measured = f"{accuracy.mean():.2f} ± {accuracy.std():.2f}"
             lines.append(
-                f"| {name} | {inputs} | {rows['sparsity'].mean():.3f} | {accuracy.mean():.2f} ± {accuracy.std():.2f} "
+                f"| {name} | {inputs} | {rows['sparsity'].mean():.3f} | {measured} "
                 f"| {mean:.2f} ± {sd:.2f} | {len(rows)} | {rows['wall_s'].median():.0f} |"
             )
     return "\n".join(lines)

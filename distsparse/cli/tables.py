@@ -46,9 +46,12 @@ def split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def varying(trials: pd.DataFrame) -> list[str]:
-    """Return what tells trials apart: study, seed and configuration columns that are not the same in all."""
+    """Return what tells trials apart: study, seed and configuration columns with more than one value.
+
+    A parameter that some methods do not have differs only where it has two values.
+    """
     candidates = ["study", *config_columns(trials), "seed"]
-    return [name for name in candidates if trials[name].nunique(dropna=False) > 1]
+    return [name for name in candidates if trials[name].nunique() > 1]
 
 
 def check_columns(frame: pd.DataFrame, names: Iterable[str], option: str) -> None:

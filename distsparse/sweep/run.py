@@ -128,7 +128,10 @@ def _run_all(
             param_space={
                 "root": str(root),
                 "trial": tune.grid_search(
-                    [{"config": c.to_dict(), "key": c.key, "label": _label(c, space)} for c in configs]
+                    [
+                        {"config": config.to_dict(), "key": config.key, "label": label}
+                        for config, label in zip(configs, _labels(configs), strict=True)
+                    ]
                 ),
             },
             tune_config=tune.TuneConfig(
@@ -149,16 +152,20 @@ def _run_all(
         shutil.rmtree(scratch / space.base.study, ignore_errors=True)
 
 
-def _label(config: RunConfig, space: Space) -> str:
-    """Return what sets a trial apart from the others, in one line."""
-    flat = config.flat()
-    names = []
-    for domain in space.domains:
-        names += [name for name in flat if name == domain.path or name.startswith(f"{domain.path}.")]
-    if len(space.seeds) > 1:
-        names.append("seed")
-    short = {name: f"{flat[name]:.4g}" if isinstance(flat[name], float) else flat[name] for name in names}
-    return " ".join(f"{name}={value}" for name, value in short.items())
+def _labels(configs: Sequence[RunConfig]) -> list[str]:
+    """Return what sets each trial apart from the others, in one line."""
+    flats = [config.flat() for config in configs]
+    names = list(dict.fromkeys(name for flat in flats for name in flat))
+    # A parameter that some methods do not have differs only where it has two values.
+    varying = [name for name in names if len({str(flat[name]) for flat in flats if name in flat}) > 1]
+    return [
+        " ".join(
+            f"{name}={flat[name]:.4g}" if isinstance(flat[name], float) else f"{name}={flat[name]}"
+            for name in varying
+            if name in flat
+        )
+        for flat in flats
+    ]
 
 
 def _measure_all(configs: Sequence[RunConfig], root: Path, *, verbose: bool) -> None:

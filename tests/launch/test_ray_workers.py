@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,14 @@ def test_killed_driver_resumes_bit_for_bit(undisturbed: tuple[Path, str], tmp_pa
         time.sleep(0.02)
     assert process.poll() is None, "it ended before it could be killed"
     kill_group(process)
+    killed_at = datetime.now(UTC)
     assert not (tmp_path / "out" / "default" / "trials").exists()
 
     process = start(config, tmp_path, "--resume")
     output, error = process.communicate(timeout=200)
     assert process.returncode == 0, output + error
     first, second = trial(undisturbed[0]), trial(tmp_path)
+    assert second["started_at"] < killed_at, "it began anew"
     for expected, resumed in zip(network(first), network(second), strict=True):
         assert equal(expected, resumed)
     assert first["accuracy"] == second["accuracy"]

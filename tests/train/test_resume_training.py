@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def test_killed_process_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    killed_at = datetime.now(UTC)
     newest = max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
     assert newest % 10 != 0
     assert newest < config.train.epochs * 28
@@ -158,6 +160,7 @@ def test_killed_process_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     whole = run_local(config, tmp_path / "whole", resume=False, verbose=False)
     resumed = pd.read_parquet(tmp_path / "killed" / "default" / "trials").iloc[0]
     assert resumed["status"] == whole["status"] == "completed"
+    assert resumed["started_at"] < killed_at, "it began anew"
     for first, second in zip(
         load_network(Path(whole["checkpoint"])), load_network(Path(resumed["checkpoint"])), strict=True
     ):
