@@ -107,7 +107,7 @@ SECTIONS: dict[str, type[Section]] = {
     "launch": Launch,
 }
 # Neither where results go nor how often a run is saved or measured makes it another trial.
-_NOT_IDENTITY = ("study", "checkpoint", "latency")
+NOT_IDENTITY = ("study", "checkpoint", "latency")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class RunConfig:
     @property
     def key(self) -> str:
         """12 hexadecimal characters that identify the trial within a study."""
-        identity = {name: value for name, value in self.to_dict().items() if name not in _NOT_IDENTITY}
+        identity = {name: value for name, value in self.to_dict().items() if name not in NOT_IDENTITY}
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

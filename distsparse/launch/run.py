@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from distsparse import results
 from distsparse.config import RunConfig
 from distsparse.launch.local import run_local
 from distsparse.launch.record import finished_row, record_latency
@@ -31,6 +33,8 @@ def run(
     row = finished_row(root, config)
     if row is None or not resume:
         check(config)
+        # The rows of an earlier run would speak of checkpoints that this one replaces.
+        results.remove_trial(root, study=config.study, trial=config.key)
         if verbose:
             print(f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}")
         if config.launch.workers == 0:
@@ -44,7 +48,7 @@ def run(
 
 def _run_on_ray(config: RunConfig, root: Path, *, resume: bool, verbose: bool, address: str | None) -> Row:
     try:
-        from distsparse.launch.session import connect, disconnect
+        from distsparse.launch.session import connected
         from distsparse.launch.trainer import run_on_workers
     except ImportError as error:
         raise ValueError(
@@ -52,8 +56,5 @@ def _run_on_ray(config: RunConfig, root: Path, *, resume: bool, verbose: bool, a
         ) from None
     needed = config.launch.workers * config.launch.cpus_per_worker
     # On one machine more workers than cores is slow, but a fair trial of the real thing.
-    connect(address, num_cpus=None if address else max(int(-(-needed // 1)), 1))
-    try:
+    with connected(address, num_cpus=max(math.ceil(needed), 1)):
         return run_on_workers(config, root, resume=resume, verbose=verbose)
-    finally:
-        disconnect()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -21,17 +22,20 @@ ENVIRONMENT = {
 }
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
-    """Connect to a cluster, or start Ray on this machine; a session that is already there is kept.
+@contextmanager
+def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Hold a Ray session for a block; one that the caller opened before is used, and left open.
 
     Args:
-        address: of a running cluster ("auto", "10.0.0.1:6379", "ray://…"); None starts one here.
+        address: of a running cluster ("auto", "10.0.0.1:6379", "ray://…"); None starts Ray on this machine,
+            also where another cluster runs on it.
         num_cpus: CPUs of a Ray started here; all by default.
 
     Raises:
         ConnectionError: no cluster at the address.
     """
     if ray.is_initialized():
+        yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
@@ -39,19 +43,17 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     passed_on = {name: os.environ[name] for name in ENVIRONMENT}
     if data_folder := os.environ.get("DISTSPARSE_DATA"):
         passed_on["DISTSPARSE_DATA"] = data_folder
-    ray.init(
-        address=address,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=True,
-        # The dashboard stays on its default: without its state API the placement group of a stopped
-        # Ray Train run inside a trial is never freed.
-        runtime_env={"env_vars": passed_on},
-        num_cpus=None if address else num_cpus,
-    )
-
-
-def disconnect() -> None:
-    """Leave Ray; a session started here ends with it."""
-    with suppress(Exception):
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+            # The dashboard stays on its default: without its state API the placement group of a stopped
+            # Ray Train run inside a trial is never freed.
+            runtime_env={"env_vars": passed_on},
+            num_cpus=None if address else num_cpus,
+        )
+        yield
+    finally:
         ray.shutdown()

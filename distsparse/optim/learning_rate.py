@@ -78,6 +78,8 @@ class ClosedFormLR(LRScheduler):
             )
         self.base_lrs = list(state_dict["base_lrs"])
         self.last_epoch = state_dict["last_epoch"] - 1
+        # torch counts calls to warn of a schedule that runs ahead of its optimizer; these were before.
+        self._step_count = state_dict["last_epoch"] + 1
         self._update_lr()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distsparse.results.pareto import pareto_front
 from distsparse.results.plots import pareto_plot
 from distsparse.results.schema import SCHEMA_VERSION, TABLES, Column
-from distsparse.results.store import config_columns, load, read_trial, replacing, studies, write
+from distsparse.results.store import config_columns, load, read_trial, remove_trial, replacing, studies, write
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -16,6 +16,7 @@ __all__ = [
     "pareto_front",
     "pareto_plot",
     "read_trial",
+    "remove_trial",
     "replacing",
     "studies",
     "write",

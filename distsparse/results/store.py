@@ -71,6 +71,16 @@ def read_trial(
     return list(_read(path).to_pylist()) if path.exists() else None
 
 
+def remove_trial(root: str | Path, *, study: str, trial: str) -> None:
+    """Remove a trial's rows from every table, its ``trials`` row first.
+
+    Raises:
+        ValueError: a bad study name.
+    """
+    for table in TABLES:
+        _file(root, study, table, trial).unlink(missing_ok=True)
+
+
 def load(path: str | Path, table: str | None = None) -> pd.DataFrame:
     """Return a table of every study under a results folder, of one study's folder, or of one table's folder.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from ray.tune import Callback
 from distsparse import results
 from distsparse.config import RunConfig
 from distsparse.launch import finished_row, record_failed, record_latency
-from distsparse.launch.session import connect, disconnect
+from distsparse.launch.session import connected
 from distsparse.sweep.space import Space
 from distsparse.sweep.trial import run_trial
 from distsparse.train import History, check
@@ -111,9 +113,10 @@ def _run_all(
     num_cpus: int | None,
 ) -> None:
     # Tune's own state holds pickles and nothing that a later sweep reads: not a part of the results.
-    scratch = root / ".tune"
-    connect(address, num_cpus=num_cpus)
-    try:
+    scratch = root / ".tune" / uuid.uuid4().hex
+    for config in configs:  # what a failed attempt left must not pass for this one's
+        results.remove_trial(root, study=config.study, trial=config.key)
+    with connected(address, num_cpus=num_cpus):
         launch = space.base.launch
         cluster_cpus = ray.cluster_resources().get("CPU", 1)
         if launch.workers > 0:
@@ -147,9 +150,9 @@ def _run_all(
             ),
         )
         tuner.fit()
-    finally:
-        disconnect()
-        shutil.rmtree(scratch / space.base.study, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):  # another sweep's may still be there
+        scratch.parent.rmdir()
 
 
 def _labels(configs: Sequence[RunConfig]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
-from distsparse.config import RunConfig, override, parse
+from distsparse.config import NOT_IDENTITY, RunConfig, override, parse
 from distsparse.registry import suggestion
 
 Point = dict[str, Any]
@@ -166,6 +166,8 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         # Tune reserves the base's CPUs for each trial: one that wants more would wait for ever.
         if domain.path.partition(".")[0] in ("study", "launch"):
             raise ValueError(f"space.{domain.path}: is one for all trials; set it under base")
+        if domain.path.partition(".")[0] in NOT_IDENTITY:
+            raise ValueError(f"space.{domain.path}: makes no other trial; set it under base")
     space = Space(
         base=base,
         domains=domains,

@@ -121,8 +121,10 @@ def _plain(tensor: Tensor) -> Tensor:
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Return ``value`` as JSON, with its tensors moved into ``tensors`` under their paths."""
     if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"$tensor": path}
+        # Numbered, since joined paths are not unique: {"a/b": …} and {"a": {"b": …}}.
+        name = f"{len(tensors)}{path}"
+        tensors[name] = value
+        return {"$tensor": name}
     if isinstance(value, Mapping):
         # JSON would turn an optimizer's integer keys into text.
         return {"$items": [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]}

@@ -35,8 +35,12 @@ class LossWindow:
         self.num_steps = 0
         return mean
 
+    def synchronize(self) -> None:
+        """Give every rank the mean over ranks, which a checkpoint holds. All ranks must call it."""
+        self._sum = self._comm.sum(self._sum) / self._comm.world_size
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what was added so far on this rank."""
+        """Return what was added so far."""
         return {"sum": self._sum.clone(), "num_steps": self.num_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -92,6 +92,8 @@ def train(
                 _summarise(run, history, row, epoch)
                 progress.line(describe(history.summary, settings.epochs))
             history.steps.append(row)
+        if saves:
+            window.synchronize()
         if evaluates or saves:
 
             def save(target: Path, done: int = done) -> None:

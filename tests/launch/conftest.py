@@ -8,8 +8,7 @@ import pytest
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray on this machine for all tests of a module."""
-    from distsparse.launch.session import connect, disconnect
+    from distsparse.launch.session import connected
 
-    connect(num_cpus=2)
-    yield
-    disconnect()
+    with connected(num_cpus=2):
+        yield

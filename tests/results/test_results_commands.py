@@ -143,13 +143,16 @@ def test_a_trial_that_lacks_two_values_is_counted_once(root, capsys):
     assert expected in capsys.readouterr().out.splitlines()
 
 
-def test_a_setting_that_only_some_trials_have_tells_them_apart(tmp_path, capsys):
-    for key, method, sparsity in ((KEYS[0], "set", 0.9), (KEYS[1], "dense", None)):
-        add_trial(tmp_path, key, method, sparsity)
+def test_a_setting_that_only_some_trials_have_is_shown_where_it_has_two_values(tmp_path, capsys):
+    add_trial(tmp_path, KEYS[0], "set", 0.9)
+    add_trial(tmp_path, KEYS[1], "dense", None)
+    command("results", tmp_path)
+    assert "method.sparsity" not in capsys.readouterr().out
+    add_trial(tmp_path, KEYS[2], "set", 0.8)
     command("results", tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[2:4] == ["method.name", "method.sparsity"]
-    assert [line.split()[2:4] for line in lines[1:3]] == [["set", "0.9"], ["dense", "-"]]
+    assert [line.split()[2:4] for line in lines[1:4]] == [["set", "0.9"], ["dense", "-"], ["set", "0.8"]]
 
 
 def test_pareto_draws_and_writes_csv(root, tmp_path, capsys):

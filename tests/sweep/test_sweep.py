@@ -87,10 +87,10 @@ def test_completed_trials_are_not_run_again(
     completed = {**FAULTS, "space": {"model.how": {"grid": ["never"]}}}
     files = {path: path.stat().st_mtime_ns for path in (root / "faults").rglob("*.parquet")}
 
-    def connect(*args: Any, **kwargs: Any) -> None:
+    def connected(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(sweep_run, "connect", connect)
+    monkeypatch.setattr(sweep_run, "connected", connected)
     again = sweep(parse_space(completed), root, num_cpus=2, verbose=False)
     assert len(again) == len(trials)
     assert {path: path.stat().st_mtime_ns for path in (root / "faults").rglob("*.parquet")} == files
