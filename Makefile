@@ -22,7 +22,7 @@ demo: install
 test: install check
 	$(BIN)/pytest -m 'not slow'
 
-# Everything, the slow tests too: real clusters, kills, the published numbers.
+# Everything, the slow tests too: real Ray sessions, killed processes.
 test-all: install check
 	$(BIN)/pytest
 

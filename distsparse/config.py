@@ -180,8 +180,8 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
             )
     given = copy.deepcopy(dict(values))
     seed, study = given.get("seed", 0), given.get("study", "default")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed = {seed!r}: must be a whole number of at least 0")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed!r}: must be a whole number of at least 0 and less than 2^63")
     if not isinstance(study, str):
         raise ValueError(f"study = {study!r}: must be a name")
     parts: dict[str, Any] = {kind: _component(kind, given.get(kind, {})) for kind in COMPONENTS}
@@ -250,7 +250,12 @@ def _component(kind: str, value: Any) -> Component:
         entry = registry.get(name)
     except ValueError as error:
         raise ValueError(f"{kind}.name = {name!r}: {error}") from None
-    return Component(name, entry.parse({k: v for k, v in value.items() if k != "name"}, kind))
+    params = entry.parse({k: v for k, v in value.items() if k != "name"}, kind)
+    try:
+        json.dumps(params)
+    except TypeError as error:
+        raise ValueError(f"{kind}.name = {name!r}: a keyword's default is no plain value: {error}") from None
+    return Component(name, params)
 
 
 def _entry_fields(kind: str, name: Any) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ TINY: dict[str, Any] = {
     "launch": {"num_threads": 1},
 }
 """24 optimizer steps of a few milliseconds"""
-TIMING = ("samples_per_s", "elapsed_s", "wall_s", "steps_per_s")
+TIMING = ("samples_per_s", "elapsed_s", "wall_s", "train_s", "steps_per_s")
 
 
 def tiny(values: Mapping[str, Any] | None = None) -> RunConfig:
@@ -40,8 +41,9 @@ def tiny(values: Mapping[str, Any] | None = None) -> RunConfig:
 
 def trained(config: RunConfig, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], History]:
     """Train in this process; return final weights, masks and history."""
+    shutil.rmtree(folder, ignore_errors=True)
     history = History()
-    reporter = LocalReporter(folder, keep=config.checkpoint.keep, resume=False)
+    reporter = LocalReporter(folder, keep=config.checkpoint.keep)
     train(config, check(config), reporter, history=history)
     return *load_network(reporter.saved()[-1]), history
 
@@ -198,3 +200,20 @@ def _plant(at: int, layer: str) -> None:
 def nothing(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """A network without a weight to sparsify."""
     return nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(affine=True))
+
+
+class ByHand(nn.Module):
+    """Multiplies one weight by itself, without calling the layer that owns it."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, 16)
+        self.last = nn.Linear(16, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = nn.functional.linear(inputs.flatten(1), self.first.weight, self.first.bias)
+        return self.last(hidden.relu())
+
+
+def by_hand(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return ByHand(math.prod(input_shape), num_classes)

@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"distsparse: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("distsparse: interrupted; the same command with --resume continues", file=sys.stderr)
+        print(
+            "distsparse: interrupted; to go on: `train` with --resume, or the same `sweep` again",
+            file=sys.stderr,
+        )
         return 130
 
 

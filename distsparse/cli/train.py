@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from distsparse.cli.files import parse_assignments, read_yaml
 
@@ -74,20 +75,33 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None:
         values["launch.workers"] = args.workers
     config = override(read_yaml(args.config) if args.config else {}, values)
+    if args.address and config.launch.workers == 0:
+        raise ValueError("--address: without --workers the run does not use Ray; say how many workers")
     root = Path(args.output)
     row = launch(config, root, resume=args.resume, verbose=True, address=args.address)
     if row["status"] == "failed":
         print(f"failed: {row['error']}")
         return 1
-    print(
-        f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f} ({row['nnz']:,} active weights)  "
-        f"training FLOPs {row['training_flops']:.3f} × dense  {row['wall_s']:.1f} s"
-    )
-    if row.get("latency_ms") is not None:
-        print(
-            f"latency {row['latency_ms']:.3f} ms ({row['latency_format']}, one sample; "
-            f"dense {row['latency_dense_b1_ms']:.3f} ms, CSR {row['latency_csr_b1_ms']:.3f} ms)"
-        )
+    print(_outcome(row))
     print(f"network: {row['checkpoint']}")
     print(f"tables:  {root / config.study}")
     return 0
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    parts = [
+        f"accuracy {row['accuracy']:.4f}",
+        f"sparsity {row['sparsity']:.4f} ({row['nnz']:,} active weights)",
+        f"{row['wall_s']:.1f} s",
+    ]
+    if row.get("training_flops") is not None:
+        parts.insert(2, f"training FLOPs {row['training_flops']:.3f} × dense")
+    lines = ["  ".join(parts)]
+    if row.get("latency_ms") is not None:
+        times = [f"dense {row['latency_dense_b1_ms']:.3f} ms"]
+        if row.get("latency_csr_b1_ms") is not None:
+            times.append(f"CSR {row['latency_csr_b1_ms']:.3f} ms")
+        lines.append(
+            f"latency {row['latency_ms']:.3f} ms ({row['latency_format']}, one sample: {', '.join(times)})"
+        )
+    return "\n".join(lines)

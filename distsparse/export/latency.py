@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distsparse.export.convert import to_csr
+from distsparse.export.convert import CsrConv, CsrLinear, to_csr
 from distsparse.export.probe import device_of, evaluating, example_input
 
 _NUM_SLICES = 10
@@ -84,12 +84,17 @@ def compare(
 ) -> dict[tuple[str, int], Latency]:
     """Time ``model`` as it is ("dense") and from ``to_csr`` ("csr"), by (format, batch size).
 
+    Without "csr" where no layer is sparse enough to be converted: it would be the same network again.
+
     The two take turns in short slices, so that a change of the machine's load or clock meets both. Still,
     give it a quiet machine: where cores are shared, the scheduler interrupts long calls more often than short
     ones, which flatters the faster format; a p90 far above p10 shows it. Other arguments, limits and errors
     are those of ``measure`` and ``to_csr``.
     """
-    formats = {"dense": model, "csr": to_csr(model, min_sparsity=min_sparsity)}
+    formats = {"dense": model}
+    converted = to_csr(model, min_sparsity=min_sparsity)
+    if any(isinstance(module, (CsrLinear, CsrConv)) for module in converted.modules()):
+        formats["csr"] = converted
     return {
         (name, batch_size): latency
         for batch_size in batch_sizes

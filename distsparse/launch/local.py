@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distsparse import export
 from distsparse.config import RunConfig
 from distsparse.launch.record import record_completed, record_failed, trial_folder
 from distsparse.train.history import History, Row
@@ -12,24 +13,21 @@ from distsparse.train.reporter import LocalReporter
 from distsparse.train.setup import check
 
 
-def run_local(
-    config: RunConfig, root: Path, *, resume: bool, verbose: bool, reporter: LocalReporter | None = None
-) -> Row:
-    """Train in this process and write the run's tables; return the trial's row.
+def run_local(config: RunConfig, root: Path, *, verbose: bool, reporter: LocalReporter | None = None) -> Row:
+    """Train in this process, from the trial's last checkpoint if it has one; return the trial's row.
 
     A run that fails becomes a row with its error. A run that is interrupted leaves its checkpoints.
 
     Args:
         config: the run; ``launch.workers`` is not looked at.
         root: the results' folder.
-        resume: continue from the trial's last checkpoint, if there is one.
         verbose: show progress.
         reporter: instead of one that only saves checkpoints below the trial's folder.
     """
-    history = History()
+    history = History(machine=export.describe())
     folder = trial_folder(root, config)
     if reporter is None:
-        reporter = LocalReporter(folder, keep=config.checkpoint.keep, resume=resume)
+        reporter = LocalReporter(folder, keep=config.checkpoint.keep)
     try:
         train(config, check(config), reporter, history=history, verbose=verbose)
         with reporter.last_checkpoint() as last:

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import types
-import typing
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from torch import nn
+from torch import Tensor, nn
 
 from distsparse import data, export, results
-from distsparse.config import RunConfig, columns
+from distsparse.config import RunConfig
 from distsparse.core import SparseWeight, find_weights
+from distsparse.launch.columns import config_columns, fitted
 from distsparse.train import checkpoint
 from distsparse.train.history import History, Row
 from distsparse.train.setup import build_method, build_model
 from distsparse.version import __version__
-
-
-def config_columns() -> dict[str, pa.DataType]:
-    """Return the column type of every dotted name of a configuration; the same for every trial.
-
-    All tables of a study so have the same columns, whatever method or model a trial used, and pandas reads
-    the folder alone.
-    """
-    return {name: _arrow_type(hint) for name, hint in columns().items() if name not in ("study", "seed")}
 
 
 def trial_folder(root: Path, config: RunConfig) -> Path:
@@ -44,57 +34,72 @@ def finished_row(root: Path, config: RunConfig) -> Row | None:
     return rows[0] if rows and rows[0]["status"] == "completed" else None
 
 
+def discard(root: Path, config: RunConfig, *, checkpoints: bool) -> None:
+    """Remove a trial's rows, which would speak of what a new run replaces, and maybe its checkpoints."""
+    results.remove_trial(root, study=config.study, trial=config.key)
+    if checkpoints:
+        shutil.rmtree(trial_folder(root, config), ignore_errors=True)
+
+
 def record_completed(root: Path, config: RunConfig, history: History, folder: Path) -> Row:
     """Write all rows of a completed run from its last checkpoint; return the trial's row."""
     dataset = data.build(config.data.name, config.data.params)
     model, masks = load_network(config, folder)
+    targets = checkpoint.plain_values(folder)["sparsifier"]["targets"]
     weights = find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
     flops = export.layer_flops(model.float(), dataset.input_shape)  # an fp64 run's too
-    layers = [_layer_row(weight, masks[weight.name], flops) for weight in weights]
+    layers = [_layer_row(weight, masks[weight.name], targets[weight.name], flops) for weight in weights]
     num_weights = sum(row["num_weights"] for row in layers)
     nnz = sum(row["nnz"] for row in layers)
     num_parameters = sum(p.numel() for p in model.parameters())
-    sparse = {
+    row: Row = {
         "sparsity": 1 - nnz / num_weights,
         "model_sparsity": (num_weights - nnz) / num_parameters,
         "nnz": nnz,
         "num_parameters": num_parameters,
         "num_sparsified_parameters": num_weights,
-        "inference_flops": export.inference_flops(flops, {row["layer"]: row["density"] for row in layers}),
-        "training_flops": _training_flops(config, history, flops),
-        "dense_inference_flops": float(sum(flops.values())),
         "checkpoint": str(folder),
     }
-    return _write(root, config, history, status="completed", error=None, extra=sparse, layers=layers)
+    # A weight that a custom model applies by itself is not counted, and half a count would be a wrong one.
+    if all(row["flops"] for row in layers):
+        density = {row["layer"]: row["density"] for row in layers}
+        row["inference_flops"] = export.inference_flops(flops, density)
+        row["training_flops"] = _training_flops(config, history, flops)
+        row["dense_inference_flops"] = float(sum(flops.values()))
+    row = {**history.summary, **row}
+    return _write(root, config, history, status="completed", error=None, extra=row, layers=layers)
 
 
 def record_failed(root: Path, config: RunConfig, history: History, error: str) -> Row:
-    """Write the rows that a failed run leaves; return the trial's row."""
-    return _write(root, config, history, status="failed", error=error, extra={}, layers=[])
-
-
-def record_latency(root: Path, config: RunConfig, row: Row) -> Row:
-    """Measure a completed trial's network and put the numbers into its row; return the row.
-
-    Call it when nothing else runs on the cores.
-    """
-    model, _ = load_network(config, Path(row["checkpoint"]))
-    dataset = data.build(config.data.name, config.data.params)
-    num_threads = config.latency.num_threads
-    measured = export.compare(
-        model.float().eval(), dataset.input_shape, batch_sizes=(1, 64), num_threads=num_threads
-    )
-    medians = {key: latency.median_ms for key, latency in measured.items()}
-    fastest = min(("dense", "csr"), key=lambda name: medians[name, 1])
-    row = row | {
-        "latency_ms": medians[fastest, 1],
-        "latency_format": fastest,
-        "latency_machine": _machine_name(export.describe()),
-        "latency_num_threads": num_threads,
-        **{f"latency_{name}_b{size}_ms": value for (name, size), value in medians.items()},
+    """Write the rows that a failed run leaves; return the trial's row, null in what only an end has."""
+    history.pause_clock()
+    so_far = {
+        "steps": history.steps[-1]["step"] if history.steps else 0,
+        "num_updates": len({row["step"] for row in history.rewires if row["step"] > 0}),
     }
-    _write_table(root, config, "trials", [row])
-    return row
+    reason = " ".join(error.split())
+    return _write(root, config, history, status="failed", error=reason, extra=so_far, layers=[])
+
+
+def last_history(folder: Path) -> History:
+    """Return what the newest readable checkpoint of a trial knows; an empty history where there is none."""
+    for saved in sorted([*folder.glob("step-*"), *folder.glob("checkpoint_*")], reverse=True):
+        try:
+            return restored_history(saved)
+        except ValueError:
+            continue
+    return History()
+
+
+def restored_history(folder: Path) -> History:
+    """Return the history in a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+    history = History()
+    history.restore(checkpoint.plain_values(folder)["history"])
+    return history
 
 
 def load_network(config: RunConfig, folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -115,7 +120,7 @@ def _write(
     extra: Mapping[str, Any],
     layers: Sequence[Row],
 ) -> Row:
-    machine = export.describe()
+    machine = history.machine or export.describe()
     flat = config.flat()
     known = config_columns()
     row: Row = {
@@ -125,43 +130,43 @@ def _write(
         "requested_sparsity": config.method.params.get("sparsity", 0.0),
         "started_at": datetime.fromtimestamp(history.started_at, UTC),
         "finished_at": datetime.now(UTC),
-        "wall_s": history.total_s(),
-        **history.summary,
+        "wall_s": history.wall_s,
+        "train_s": history.train_s,
         **extra,
-        **{name: _fitted(value, known[name]) for name, value in flat.items() if name in known},
+        **{name: fitted(value, known[name]) for name, value in flat.items() if name in known},
         "hostname": machine["hostname"],
         "cpu": machine["cpu"],
         "num_cpus": machine["num_cpus"],
-        "accelerator": machine["accelerator"],
+        "accelerator": machine["accelerator"] or None,
         "python_version": machine["python_version"],
         "torch_version": machine["torch_version"],
-        "ray_version": _version_of("ray"),
+        "ray_version": sys.modules["ray"].__version__ if "ray" in sys.modules else None,
         "distsparse_version": __version__,
         "config": json.dumps(config.to_dict(), sort_keys=True),
     }
-    _write_table(root, config, "steps", history.steps)
-    _write_table(root, config, "rewires", history.rewires)
-    _write_table(root, config, "layers", layers)
+    write_table(root, config, "steps", history.steps)
+    write_table(root, config, "rewires", history.rewires)
+    write_table(root, config, "layers", layers)
     # Last: whoever sees the trial's row finds its other tables complete.
-    _write_table(root, config, "trials", [row])
+    write_table(root, config, "trials", [row])
     return row
 
 
-def _write_table(root: Path, config: RunConfig, table: str, rows: Sequence[Row]) -> None:
-    # A row that was read back carries these already.
+def write_table(root: Path, config: RunConfig, table: str, rows: Sequence[Row]) -> None:
+    """Write a trial's rows of one table; a row that was read back may be written again."""
     rows = [{k: v for k, v in row.items() if k not in ("study", "trial")} for row in rows]
     columns = config_columns() if table == "trials" else {}
     results.write(root, study=config.study, trial=config.key, table=table, rows=rows, config_columns=columns)
 
 
-def _layer_row(weight: SparseWeight, mask: Any, flops: Mapping[str, int]) -> Row:
+def _layer_row(weight: SparseWeight, mask: Tensor, target: int, flops: Mapping[str, int]) -> Row:
     nnz, num_weights = int(mask.sum()), mask.numel()
     return {
         "layer": weight.name,
         "kind": weight.kind,
         "shape": "x".join(str(n) for n in weight.shape),
         "num_weights": num_weights,
-        "target": nnz,
+        "target": target,
         "nnz": nnz,
         "sparsity": 1 - nnz / num_weights,
         "density": nnz / num_weights,
@@ -187,43 +192,3 @@ def _training_flops(config: RunConfig, history: History, flops: Mapping[str, int
         for start, end in itertools.pairwise(starts)
     ]
     return export.training_flops(segments)
-
-
-def _arrow_type(hint: Any) -> pa.DataType:
-    """Return the column type of an annotation; what is neither number nor bool is text (lists as JSON)."""
-    if typing.get_origin(hint) is typing.Annotated:
-        return _arrow_type(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = [_arrow_type(arg) for arg in typing.get_args(hint) if arg is not type(None)]
-        if all(option in (pa.int64(), pa.float64()) for option in options):
-            return pa.float64() if pa.float64() in options else pa.int64()
-        return options[0] if len(set(options)) == 1 else pa.string()
-    simple: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    return simple.get(hint, pa.string())
-
-
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return a value in its column's type, or None where it has another: ``config`` holds it in any case.
-
-    Two components may give one keyword two types (``mlp.hidden`` is a list, another model's a number).
-    """
-    if value is None:
-        return None
-    if kind == pa.string():
-        return value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, bool) or kind == pa.bool_():
-        return value if isinstance(value, bool) and kind == pa.bool_() else None
-    if isinstance(value, int) or (isinstance(value, float) and kind == pa.float64()):
-        return value
-    return None
-
-
-def _machine_name(machine: Mapping[str, Any]) -> str:
-    return f"{machine['hostname']} ({machine['cpu']}, {machine['num_cpus']} CPUs)"
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

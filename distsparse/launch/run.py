@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from distsparse import results
 from distsparse.config import RunConfig
+from distsparse.data import Dataset
+from distsparse.launch.latency import record_latency
 from distsparse.launch.local import run_local
-from distsparse.launch.record import finished_row, record_latency
+from distsparse.launch.lock import exclusive
+from distsparse.launch.record import discard, finished_row, trial_folder
 from distsparse.train.history import Row
-from distsparse.train.setup import check
+from distsparse.train.setup import build_method, check, num_steps
 
 
 def run(
@@ -27,28 +29,56 @@ def run(
 
     Raises:
         ValueError: the configuration cannot run, see :func:`distsparse.train.setup.check`; nothing started.
+        TrialInUse: another process trains the same trial.
     """
     root = root.resolve()
-    # Asked for in any case: a study that is no folder's name is refused before anything is written.
     row = finished_row(root, config)
     if row is None or not resume:
-        check(config)
-        # The rows of an earlier run would speak of checkpoints that this one replaces.
-        results.remove_trial(root, study=config.study, trial=config.key)
+        dataset = check(config)
+        make_study_folder(root, config)
         if verbose:
-            print(f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}")
+            _announce(config, dataset, trial_folder(root, config), resume=resume)
         if config.launch.workers == 0:
-            row = run_local(config, root, resume=resume, verbose=verbose)
+            with exclusive(trial_folder(root, config)):
+                discard(root, config, checkpoints=not resume)
+                row = run_local(config, root, verbose=verbose)
         else:
             row = _run_on_ray(config, root, resume=resume, verbose=verbose, address=address)
     if row["status"] == "completed" and config.latency.measure and row.get("latency_ms") is None:
-        row = record_latency(root, config, row)
+        row, problem = record_latency(root, config, row)
+        if problem and verbose:
+            print(problem)
     return row
+
+
+def make_study_folder(root: Path, config: RunConfig) -> None:
+    """Create the study's folder, so that one that cannot be is known before anything is trained.
+
+    Raises:
+        ValueError: the folder cannot be created.
+    """
+    try:
+        (root / config.study).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output folder {root / config.study}: {error.strerror}") from None
+
+
+def _announce(config: RunConfig, dataset: Dataset, folder: Path, *, resume: bool) -> None:
+    print(f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}")
+    if resume and not (any(folder.glob("step-*")) or any(folder.glob("checkpoint_*"))):
+        print("no checkpoint of this configuration: starting from the beginning")
+    method = build_method(config)
+    total_steps = num_steps(config, dataset)[1]
+    if method.update and not method.update_schedule(total_steps):
+        print(
+            f"note: the masks are never updated: method.delta_T = {method.every} "
+            f"and T_end is step {method.stop_step(total_steps)} of {total_steps}"
+        )
 
 
 def _run_on_ray(config: RunConfig, root: Path, *, resume: bool, verbose: bool, address: str | None) -> Row:
     try:
-        from distsparse.launch.session import connected
+        from distsparse.launch.session import connected, require
         from distsparse.launch.trainer import run_on_workers
     except ImportError as error:
         raise ValueError(
@@ -56,5 +86,10 @@ def _run_on_ray(config: RunConfig, root: Path, *, resume: bool, verbose: bool, a
         ) from None
     needed = config.launch.workers * config.launch.cpus_per_worker
     # On one machine more workers than cores is slow, but a fair trial of the real thing.
-    with connected(address, num_cpus=max(math.ceil(needed), 1)):
-        return run_on_workers(config, root, resume=resume, verbose=verbose)
+    with (
+        exclusive(trial_folder(root, config)),
+        connected(address, num_cpus=max(math.ceil(needed), 1)),
+    ):
+        require(config.launch)
+        discard(root, config, checkpoints=not resume)
+        return run_on_workers(config, root, verbose=verbose)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import ray
 
+from distsparse.config import Launch
+
 # Seen on Ray 2.60: reports are drained once per health check, which paces training at the default of 2 s;
 # a chdir per trial would break relative data paths; the loggers cost half of a short trial.
 ENVIRONMENT = {
@@ -18,8 +20,31 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+def require(launch: Launch) -> int:
+    """Return how many runs with these settings the cluster holds at once.
+
+    Raises:
+        ValueError: it does not hold one, which would wait for ever.
+    """
+    has = ray.cluster_resources()
+    processes = max(launch.workers, 1)
+    fits = []
+    for field, kind, each in (
+        ("cpus_per_worker", "CPU", launch.cpus_per_worker),
+        ("gpus_per_worker", "GPU", launch.gpus_per_worker),
+    ):
+        if each > 0:
+            available = has.get(kind, 0)
+            if available < each * processes:
+                raise ValueError(
+                    f"launch.{field} = {each:g} for {processes} process(es): "
+                    f"Ray has {available:g} {kind}s here; at most that many can be asked for"
+                )
+            fits.append(int(available / (each * processes)))
+    return min(fits)
 
 
 @contextmanager
@@ -54,6 +79,9 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
             runtime_env={"env_vars": passed_on},
             num_cpus=None if address else num_cpus,
         )
+        # ray.init sets its own level again, and Tune's controller prints the traceback of a dead process.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
     finally:
         ray.shutdown()

@@ -24,9 +24,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.queue import Queue
 
 from distsparse import config as settings
-from distsparse.launch.record import record_completed, record_failed, trial_folder
+from distsparse.launch.record import (
+    last_history,
+    record_completed,
+    record_failed,
+    restored_history,
+    trial_folder,
+)
 from distsparse.launch.worker import run_worker
-from distsparse.train import checkpoint
 from distsparse.train.history import History, Row
 from distsparse.train.progress import Progress, describe
 from distsparse.train.setup import check, num_steps
@@ -48,18 +53,15 @@ def run_on_workers(
     config: settings.RunConfig,
     root: Path,
     *,
-    resume: bool,
     verbose: bool,
     callbacks: Sequence[UserCallback] = (),
 ) -> Row:
-    """Train on ``launch.workers`` Ray Train workers and write the run's tables; return the trial's row.
+    """Train on ``launch.workers`` Ray Train workers, from the trial's last checkpoint if it has one.
 
     ``root`` must be reachable from every node. A run that fails becomes a row with its error; one that is
-    interrupted leaves its checkpoints, and ``resume`` continues from the last one.
+    interrupted leaves its checkpoints. Returns the trial's row.
     """
     folder = trial_folder(root, config)
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
     with _progress(config, enabled=verbose) as forward:
         trainer = TorchTrainer(
             run_worker,
@@ -82,11 +84,15 @@ def run_on_workers(
         try:
             last = trainer.fit().checkpoint
         except TrainingFailedError as error:
-            return record_failed(root, config, _history_of(folder), _reason(error))
+            return record_failed(root, config, last_history(folder), _reason(error))
     if last is None:
         return record_failed(root, config, History(), "RuntimeError: the workers left no checkpoint")
     with last.as_directory() as saved:
-        return record_completed(root, config, _restored(Path(saved)), Path(saved))
+        row = record_completed(root, config, restored_history(Path(saved)), Path(saved))
+    for other in folder.glob("checkpoint_*"):
+        if other.name != Path(saved).name:  # the run is over: the last one is enough
+            shutil.rmtree(other)
+    return row
 
 
 def _resources(config: settings.RunConfig) -> dict[str, float]:
@@ -123,22 +129,6 @@ def _progress(config: settings.RunConfig, *, enabled: bool) -> Iterator[list[Use
     finally:
         progress.close()
         queue.shutdown(force=True)
-
-
-def _restored(folder: Path) -> History:
-    history = History()
-    history.restore(checkpoint.plain_values(folder)["history"])
-    return history
-
-
-def _history_of(folder: Path) -> History:
-    """Return what the run's last readable checkpoint knows; an empty history where there is none."""
-    for saved in sorted(folder.glob("checkpoint_*"), reverse=True):
-        try:
-            return _restored(saved)
-        except ValueError:
-            continue
-    return History()
 
 
 def _reason(error: TrainingFailedError) -> str:

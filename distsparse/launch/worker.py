@@ -12,6 +12,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint
 
+from distsparse import export
 from distsparse.config import parse
 from distsparse.train.history import History, Row
 from distsparse.train.loop import train
@@ -60,4 +61,4 @@ def run_worker(values: dict[str, Any]) -> Row:
 
     context.logger.setLevel(logging.WARNING)
     config = parse(values["config"])
-    return train(config, check(config), TrainReporter(), history=History())
+    return train(config, check(config), TrainReporter(), history=History(machine=export.describe()))

@@ -184,7 +184,7 @@ def _read(file: Path) -> pa.Table:
         data = pq.ParquetFile(file, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} cannot be read as Parquet: {reason}") from None
+        raise ValueError(f"{file} cannot be read as Parquet; delete it to go on without: {reason}") from None
     version = (data.schema.metadata or {}).get(b"distsparse_schema_version")
     if version is None:
         raise ValueError(f"{file} was not written by distsparse: it has no schema version")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -11,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 from ray import tune
 from ray.tune import Callback
 
 from distsparse import results
 from distsparse.config import RunConfig
-from distsparse.launch import finished_row, record_failed, record_latency
-from distsparse.launch.session import connected
+from distsparse.launch import record_latency
+from distsparse.launch.record import discard, finished_row, last_history, record_failed, trial_folder
+from distsparse.launch.run import make_study_folder
+from distsparse.launch.session import connected, require
 from distsparse.sweep.space import Space
 from distsparse.sweep.trial import run_trial
-from distsparse.train import History, check
+from distsparse.train import check
 from distsparse.train.progress import Progress
 
 
@@ -50,8 +50,9 @@ def sweep(
     """
     root = root.resolve()
     configs = space.configs()
-    _check_all(configs)
     waiting = [config for config in configs if finished_row(root, config) is None]
+    _check_all(waiting)
+    make_study_folder(root, space.base)
     progress = Progress(len(configs), initial=len(configs) - len(waiting), unit="trial", enabled=verbose)
     if len(waiting) < len(configs):
         progress.line(f"{len(configs) - len(waiting)} of {len(configs)} trials completed before")
@@ -79,6 +80,7 @@ class _Follow(Callback):  # type: ignore[misc]  # ray is untyped
 
     def __init__(self, configs: dict[str, RunConfig], root: Path, progress: Progress) -> None:
         self._configs, self._root, self._progress = configs, root, progress
+        self.num_ended = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial)
@@ -92,9 +94,10 @@ class _Follow(Callback):  # type: ignore[misc]  # ray is untyped
         if rows is None:
             # The process itself died: nobody else can say so.
             reason = str(trial.get_error() or "the trial's process died").strip().splitlines()[-1]
-            row = record_failed(self._root, config, History(), reason)
+            row = record_failed(self._root, config, last_history(trial_folder(self._root, config)), reason)
         else:
             row = rows[0]
+        self.num_ended += 1
         self._progress.advance()
         if row["status"] == "completed":
             outcome = f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f}  {row['wall_s']:.1f} s"
@@ -114,18 +117,17 @@ def _run_all(
 ) -> None:
     # Tune's own state holds pickles and nothing that a later sweep reads: not a part of the results.
     scratch = root / ".tune" / uuid.uuid4().hex
-    for config in configs:  # what a failed attempt left must not pass for this one's
-        results.remove_trial(root, study=config.study, trial=config.key)
+    follow = _Follow({config.key: config for config in configs}, root, progress)
     with connected(address, num_cpus=num_cpus):
         launch = space.base.launch
-        cluster_cpus = ray.cluster_resources().get("CPU", 1)
+        fitting = require(launch)
+        for config in configs:  # what a failed attempt left must not pass for this one's
+            discard(root, config, checkpoints=False)
         if launch.workers > 0:
             # The trial itself only waits; its workers hold the CPUs. {"CPU": 0} alone is refused.
             resources = {"CPU": 0.0, "memory": 1.0}
-            fitting = max(math.floor(cluster_cpus / (launch.workers * launch.cpus_per_worker)), 1)
         else:
             resources = {"CPU": launch.cpus_per_worker, "GPU": launch.gpus_per_worker}
-            fitting = 0
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={
@@ -139,17 +141,19 @@ def _run_all(
             },
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=space.max_concurrent or fitting or None,
+                max_concurrent_trials=min(space.max_concurrent or fitting, fitting),
                 trial_dirname_creator=lambda trial: str(trial.config["trial"]["key"]),
             ),
             run_config=tune.RunConfig(
                 name=space.base.study,
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[_Follow({c.key: c for c in configs}, root, progress)],
+                callbacks=[follow],
             ),
         )
         tuner.fit()
+    if follow.num_ended < len(configs):
+        raise KeyboardInterrupt  # Tune takes Ctrl-C as its own, and returns
     shutil.rmtree(scratch, ignore_errors=True)
     with suppress(OSError):  # another sweep's may still be there
         scratch.parent.rmdir()
@@ -180,6 +184,8 @@ def _measure_all(configs: Sequence[RunConfig], root: Path, *, verbose: bool) -> 
     progress = Progress(len(open_), unit="network", enabled=verbose)
     progress.line(f"measuring latency of {len(open_)} networks")
     for config, row in open_:
-        record_latency(root, config, row)
+        _, problem = record_latency(root, config, row)
+        if problem:
+            progress.line(f"{config.key}  {problem}")
         progress.advance()
     progress.close()

@@ -150,6 +150,7 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     base_values = dict(base_values)
     if "study" in values:
         base_values["study"] = values["study"]
+    _check_overrides(overrides or {}, values)
     base = override(parse(base_values), overrides or {})
     search = values.get("search", "random")
     if search not in SEARCHES:
@@ -185,6 +186,17 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         override(base, {"seed": seed})
     _probe(space)
     return space
+
+
+def _check_overrides(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse to set what the space itself chooses: it would have no effect."""
+    domains = values.get("space")
+    for path in overrides:
+        for domain in domains if isinstance(domains, Mapping) else ():
+            if f"{path}.".startswith(f"{domain}.") or f"{domain}.".startswith(f"{path}."):
+                raise ValueError(f"--set {path}: the space chooses {domain}; change it there")
+        if path == "seed" and "seeds" in values:
+            raise ValueError("--set seed: the space lists its seeds; change them there")
 
 
 def _probe(space: Space) -> None:

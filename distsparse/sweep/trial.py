@@ -11,6 +11,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from distsparse.config import RunConfig, parse
 from distsparse.launch.local import run_local
+from distsparse.launch.lock import TrialInUse, exclusive
 from distsparse.launch.record import finished_row, trial_folder
 from distsparse.launch.trainer import run_on_workers
 from distsparse.train.history import Row
@@ -35,14 +36,16 @@ def run_trial(values: dict[str, Any]) -> None:
     An exception would end the process, which the next trial wants to use.
     """
     config, root = parse(values["trial"]["config"]), Path(values["root"])
-    row = finished_row(root, config)
-    if row is None:
-        row = _train(config, root)
+    try:
+        with exclusive(trial_folder(root, config)):
+            row = finished_row(root, config) or _train(config, root)
+    except TrialInUse as error:  # of another sweep of the same study: its row will be this one's
+        row = {"status": "failed", "error": str(error)}
     tune.report({"accuracy": row.get("accuracy"), "status": row["status"], "step": row.get("steps")})
 
 
 def _train(config: RunConfig, root: Path) -> Row:
     if config.launch.workers > 0:
-        return run_on_workers(config, root, resume=True, verbose=False, callbacks=[TuneReportCallback()])
-    reporter = TuneReporter(trial_folder(root, config), keep=config.checkpoint.keep, resume=True)
-    return run_local(config, root, resume=True, verbose=False, reporter=reporter)
+        return run_on_workers(config, root, verbose=False, callbacks=[TuneReportCallback()])
+    reporter = TuneReporter(trial_folder(root, config), keep=config.checkpoint.keep)
+    return run_local(config, root, verbose=False, reporter=reporter)

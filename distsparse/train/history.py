@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,19 +52,44 @@ class LossWindow:
 
 @dataclass
 class History:
-    """Rows of the ``steps`` and ``rewires`` tables, and the run's summary so far."""
+    """Rows of the ``steps`` and ``rewires`` tables, the run's summary so far, and its clocks."""
 
+    machine: Row = field(default_factory=dict)
+    """where rank 0 runs"""
     steps: list[Row] = field(default_factory=list)
     rewires: list[Row] = field(default_factory=list)
     summary: Row = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    """training time of earlier processes of this run"""
     started_at: float = field(default_factory=time.time)
-    _resumed_at: float = field(default_factory=time.perf_counter)
+    wall_s: float = 0.0
+    """since the first step, over all processes that the run was resumed in"""
+    train_s: float = 0.0
+    """of it in training steps: without evaluation and checkpoints"""
+    row_train_s: float = 0.0
+    """``train_s`` at the last row of ``steps``"""
+    _since: float | None = None
 
-    def total_s(self) -> float:
-        """Return the training time in seconds, over all processes that the run was resumed in."""
-        return self.elapsed_s + time.perf_counter() - self._resumed_at
+    def resume_clock(self) -> None:
+        """Begin to count the time of training steps."""
+        self._since = time.perf_counter()
+
+    def pause_clock(self) -> None:
+        """Count the time since the clock was resumed, as training."""
+        if self._since is not None:
+            seconds = time.perf_counter() - self._since
+            self.train_s += seconds
+            self.wall_s += seconds
+            self._since = None
+
+    @contextmanager
+    def beside_training(self) -> Iterator[None]:
+        """Count a block as wall time only."""
+        self.pause_clock()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall_s += time.perf_counter() - start
+            self.resume_clock()
 
     def add_rewired(self, event: Rewired) -> None:
         """Add one row for each layer of a mask update; step 0 is the initialization."""
@@ -83,19 +109,9 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
-        return {
-            "steps": self.steps,
-            "rewires": self.rewires,
-            "summary": self.summary,
-            "elapsed_s": self.total_s(),
-            "started_at": self.started_at,
-        }
+        return {name: value for name, value in vars(self).items() if name != "_since"}
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Take over what a checkpoint's run had done."""
-        self.steps = list(values["steps"])
-        self.rewires = list(values["rewires"])
-        self.summary = dict(values["summary"])
-        self.elapsed_s = float(values["elapsed_s"])
-        self.started_at = float(values["started_at"])
-        self._resumed_at = time.perf_counter()
+        for name, value in values.items():
+            setattr(self, name, value)

@@ -48,6 +48,7 @@ def train(
         progress.line(f"resumed at step {first_step} of {run.total_steps}")
 
     run.model.train()
+    history.resume_clock()
     for step in range(first_step, run.total_steps):
         # Dropout's randomness is a function of seed, step and rank: no generator state to save.
         torch.manual_seed(key(config.seed, "step", step, run.comm.rank))
@@ -86,12 +87,9 @@ def train(
             mean_loss = window.take()
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(f"the loss is {mean_loss} at step {done}")
-            row = _row(run, history, done, mean_loss, learning_rate, grad_norm)
-            if evaluates:
-                row.update(_evaluate(run))
-                _summarise(run, history, row, epoch)
-                progress.line(describe(history.summary, settings.epochs))
-            history.steps.append(row)
+            history.pause_clock()  # after the loss was read: that waited for the device
+            history.steps.append(_row(run, history, done, mean_loss, learning_rate, grad_norm))
+            history.resume_clock()
         if saves:
             window.synchronize()
         if evaluates or saves:
@@ -99,7 +97,13 @@ def train(
             def save(target: Path, done: int = done) -> None:
                 run.save(target, step=done, history=history.to_dict(), window=window.state_dict())
 
-            reporter.report(history.summary, step=done, save=save if saves else None)
+            with history.beside_training():
+                if evaluates:
+                    history.steps[-1].update(_evaluate(run))
+                    _summarise(run, history, history.steps[-1], epoch)
+                    progress.line(describe(history.summary, settings.epochs))
+                reporter.report(history.summary, step=done, save=save if saves else None)
+    history.pause_clock()
     progress.close()
     return history.summary
 
@@ -116,17 +120,17 @@ def _row(
     run: Run, history: History, done: int, loss: float, learning_rate: float, grad_norm: float | None
 ) -> Row:
     """Return a row of the ``steps`` table."""
-    last = history.steps[-1] if history.steps else {"step": 0, "elapsed_s": 0.0}
-    elapsed_s = history.total_s()
-    num_samples = (done - last["step"]) * run.config.train.batch_size
+    num_samples = (done - (history.steps[-1]["step"] if history.steps else 0)) * run.config.train.batch_size
+    seconds = history.train_s - history.row_train_s
+    history.row_train_s = history.train_s
     return {
         "step": done,
         "epoch": done / run.steps_per_epoch,
         "train_loss": loss,
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
-        "samples_per_s": num_samples / max(elapsed_s - last["elapsed_s"], 1e-9),
-        "elapsed_s": elapsed_s,
+        "samples_per_s": num_samples / max(seconds, 1e-9),
+        "elapsed_s": history.wall_s,
         "sparsity": run.sparsifier.topology.sparsity,
     }
 
@@ -154,9 +158,9 @@ def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
         "steps": row["step"],
         "epochs": epoch,
         "world_size": run.comm.world_size,
-        "wall_s": row["elapsed_s"],
-        "steps_per_s": row["step"] / row["elapsed_s"],
-        "samples_per_s": row["step"] * run.config.train.batch_size / row["elapsed_s"],
+        "train_s": history.train_s,
+        "steps_per_s": row["step"] / history.train_s,
+        "samples_per_s": row["step"] * run.config.train.batch_size / history.train_s,
     }
     if "validation_accuracy" in row:
         best = history.summary.get("best_validation_accuracy", 0.0)

@@ -37,11 +37,9 @@ class LocalReporter:
     rank = 0
     world_size = 1
 
-    def __init__(self, directory: Path, *, keep: int, resume: bool) -> None:
+    def __init__(self, directory: Path, *, keep: int) -> None:
         self._directory = directory
         self._keep = keep
-        if not resume and directory.exists():
-            shutil.rmtree(directory)
         for unfinished in directory.glob(".step-*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(unfinished)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from distsparse import data, models, optim
 from distsparse.config import RunConfig
 from distsparse.core import Method, Sparsifier, find_weights
 from distsparse.data import Dataset
-from distsparse.dist import Comm, current
+from distsparse.dist import Comm, LocalComm, current
 from distsparse.methods import methods
 from distsparse.ops.counter_rng import key
 from distsparse.train import checkpoint
@@ -53,29 +54,79 @@ def num_steps(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
     return per_epoch, per_epoch * config.train.epochs
 
 
-def check(config: RunConfig) -> Dataset:
-    """Load the data and try everything that can be wrong with a configuration before a run starts.
+def load_data(config: RunConfig) -> Dataset:
+    """Return the configured data set.
 
     Raises:
-        ValueError: missing or unreadable data, a batch larger than the data, a model that the data does not
-            fit, nothing to sparsify, T_end past the run, a learning rate that cannot fall to min_lr.
+        ValueError: missing or unreadable data, or a custom factory that fails.
     """
-    dataset = data.build(config.data.name, config.data.params)
+    with _blaming("data", config.data.name):
+        return data.build(config.data.name, config.data.params)
+
+
+def check(config: RunConfig) -> Dataset:
+    """Load the data and rehearse a run's first step on two samples, before the run starts.
+
+    Raises:
+        ValueError: missing or unreadable data, a batch larger than the data, a custom factory that fails, a
+            model that the data does not fit, nothing to sparsify, a sparsified weight that the forward pass
+            does not use, T_end past the run, an allocation that cannot hold, a learning rate that cannot fall
+            to min_lr.
+    """
+    dataset = load_data(config)
     _, total_steps = num_steps(config, dataset)
+    method = build_method(config)
     try:
-        build_method(config).stop_step(total_steps)
+        method.stop_step(total_steps)
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
-    model = build_model(config, dataset)
+    with _blaming("model", config.model.name):
+        model = build_model(config, dataset)
+        sample = data.batch(dataset.train, torch.arange(2), dataset=dataset, key=None)
+        loss = _loss(model, sample, label_smoothing=0.0)
+    with _blaming("optimizer", config.optimizer.name):
+        optimizer = optim.build_optimizer(
+            config.optimizer.name, list(model.parameters()), config.optimizer.params
+        )
+    with _blaming("lr_schedule", config.lr_schedule.name):
+        optim.build_schedule(config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params)
     try:
-        find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
+        patterns = {"include": config.sparsify.include, "exclude": config.sparsify.exclude}
+        weights = find_weights(model, **patterns)
     except ValueError as error:
         raise ValueError(f"sparsify: {error}") from None
-    optimizer = optim.build_optimizer(
-        config.optimizer.name, list(model.parameters()), config.optimizer.params
+    gradients = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        if gradient is None:
+            raise ValueError(
+                f"sparsify.exclude: the forward pass does not use the weight {weight.name!r}; exclude it"
+            )
+    sparsifier = Sparsifier.attach(
+        method, model, optimizer, total_steps=total_steps, seed=0, comm=LocalComm(), **patterns
     )
-    optim.build_schedule(config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params)
+    try:
+        sparsifier.initialize([sample], lambda net, batch: _loss(net, batch, label_smoothing=0.0))
+    except ValueError as error:
+        raise ValueError(f"method: {error}") from None
     return dataset
+
+
+@contextmanager
+def _blaming(section: str, name: str) -> Iterator[None]:
+    """Turn whatever a factory or the model it made raises into one line that names it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # custom factories are anybody's code
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{section}.name = {name!r}: {type(error).__name__}: {reason}") from None
+
+
+def _loss(model: nn.Module, sample: tuple[Tensor, Tensor], *, label_smoothing: float) -> Tensor:
+    inputs, labels = sample
+    dtype = next(model.parameters()).dtype
+    return F.cross_entropy(model(inputs.to(dtype)), labels, label_smoothing=label_smoothing)
 
 
 @lru_cache(maxsize=2)
@@ -106,11 +157,7 @@ class Run:
 
     def loss(self, model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean training loss of a micro-batch."""
-        inputs, labels = sample
-        dtype = next(model.parameters()).dtype
-        return F.cross_entropy(
-            model(inputs.to(dtype)), labels, label_smoothing=self.config.train.label_smoothing
-        )
+        return _loss(model, sample, label_smoothing=self.config.train.label_smoothing)
 
     def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's share of a step's global batch, which is the same for any world size."""

@@ -158,5 +158,5 @@ def test_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(LocalReporter, "report", interrupt)
     assert main(["train", settings(tmp_path), "--output", str(tmp_path)]) == 130
-    assert "--resume continues" in capsys.readouterr().err
+    assert "`train` with --resume" in capsys.readouterr().err
     assert not (tmp_path / "default" / "trials").exists()

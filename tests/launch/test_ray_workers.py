@@ -96,7 +96,7 @@ def test_two_workers_from_the_command_line(undisturbed: tuple[Path, str]) -> Non
 def test_same_masks_as_one_process(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = undisturbed
     row = trial(folder)
-    alone = run_local(override(DIGITS, {}), tmp_path, resume=False, verbose=False)
+    alone = run_local(override(DIGITS, {}), tmp_path, verbose=False)
     (weights, masks), (other_weights, other_masks) = network(row), network(alone)
     assert row["num_updates"] == alone["num_updates"] == 25
     assert agreement(masks, other_masks) >= 0.999
@@ -170,10 +170,8 @@ class TestOneSession:
             **{name: value for name, value in DIGITS.items() if name != "checkpoint"},
             "train": {"epochs": 4, "batch_size": 50, "precision": "fp64", "accumulation": 5},
         }
-        both = run_on_workers(
-            override(values, {"launch.workers": 2}), tmp_path / "two", resume=False, verbose=False
-        )
-        alone = run_local(override(values, {}), tmp_path / "one", resume=False, verbose=False)
+        both = run_on_workers(override(values, {"launch.workers": 2}), tmp_path / "two", verbose=False)
+        alone = run_local(override(values, {}), tmp_path / "one", verbose=False)
         assert both["status"] == alone["status"] == "completed"
         assert both["num_updates"] == 8
         (weights, masks), (other_weights, other_masks) = network(both), network(alone)
@@ -190,7 +188,7 @@ class TestOneSession:
         from distsparse.launch.trainer import run_on_workers
 
         config = tiny({"model": {"name": "parts:failing", "how": "kill", "at": 15}, "launch.workers": 2})
-        row = run_on_workers(config, tmp_path, resume=False, verbose=False)
+        row = run_on_workers(config, tmp_path, verbose=False)
         assert row["status"] == "failed"
         assert row["error"]
         assert row["steps"] == 12
@@ -210,7 +208,7 @@ class TestOneSession:
                 "launch.workers": 2,
             }
         )
-        row = run_on_workers(config, tmp_path, resume=False, verbose=False)
+        row = run_on_workers(config, tmp_path, verbose=False)
         assert row["status"] == "completed", row["error"]
         model, _ = load_model(config, Path(row["checkpoint"]))
         test = check(config).test

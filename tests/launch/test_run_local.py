@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,16 @@ from torch import nn
 
 from distsparse.config import RunConfig
 from distsparse.launch import finished_row, record_latency, run, run_local
-from distsparse.launch.record import config_columns, load_network
+from distsparse.launch.columns import config_columns
+from distsparse.launch.lock import exclusive
+from distsparse.launch.record import load_network, trial_folder
 from distsparse.results.schema import TABLES
 
 TABLE_NAMES = ("trials", "steps", "rewires", "layers")
 
 
 def recorded(config: RunConfig, root: Path, **options: Any) -> dict[str, pd.DataFrame]:
-    run_local(config, root, resume=False, verbose=False, **options)
+    run_local(config, root, verbose=False, **options)
     study = root / config.study
     return {name: pd.read_parquet(study / name) for name in TABLE_NAMES if (study / name).exists()}
 
@@ -129,7 +130,11 @@ def test_provenance_and_cost(tables: dict[str, pd.DataFrame]) -> None:
     assert trial["error"] is None or pd.isna(trial["error"])
     assert trial["world_size"] == 1
     assert (trial["steps"], trial["epochs"]) == (24, 2)
-    assert trial["steps_per_s"] == pytest.approx(24 / tables["steps"]["elapsed_s"].iloc[-1])
+    # Evaluations and checkpoints are wall time, and no part of the speed.
+    assert 0 < trial["train_s"] < trial["wall_s"]
+    assert trial["steps_per_s"] == pytest.approx(24 / trial["train_s"])
+    assert tables["steps"]["elapsed_s"].iloc[-1] <= trial["wall_s"]
+    assert trial["ray_version"] is None or pd.isna(trial["ray_version"]) or "ray" in sys.modules
     assert trial["samples_per_s"] == pytest.approx(10 * trial["steps_per_s"])
     assert trial["torch_version"] == torch.__version__
     assert trial["started_at"] <= trial["finished_at"]
@@ -158,9 +163,10 @@ def test_failed_run_is_a_row_with_what_was_done(tmp_path: Path) -> None:
     assert finished_row(tmp_path, config) is None
     assert list(tables["steps"]["step"]) == [5, 10, 12]
     assert sorted(set(tables["rewires"]["step"])) == [0, 3, 6, 9]
-    # The evaluation after 12 steps is known; what only a finished network has is not.
-    assert trial["steps"] == 12
-    assert not math.isnan(trial["accuracy"])
+    # How far it came is known; what only a finished run has is not.
+    assert (trial["steps"], trial["num_updates"]) == (12, 3)
+    assert trial["wall_s"] > 0
+    assert pd.isna(trial["accuracy"])
     assert pd.isna(trial["nnz"])
     assert trial["method.delta_T"] == 3
 
@@ -195,7 +201,8 @@ def test_completed_run_is_returned_and_not_trained(tmp_path: Path, monkeypatch: 
 
 
 def test_latency_is_measured_once_also_after_an_interruption(tmp_path: Path) -> None:
-    silent, loud = tiny(), tiny({"latency.measure": True, "latency.num_threads": 1})
+    sparse = {"method.sparsity": 0.9}
+    silent, loud = tiny(sparse), tiny({**sparse, "latency.measure": True, "latency.num_threads": 1})
     assert silent.key == loud.key
     assert run(silent, tmp_path).get("latency_ms") is None
     row = run(loud, tmp_path, resume=True)
@@ -213,15 +220,50 @@ def test_latency_is_measured_once_also_after_an_interruption(tmp_path: Path) -> 
 def test_latency_of_a_network_in_double_precision(tmp_path: Path) -> None:
     config = tiny({"train.precision": "fp64"})
     row = run(config, tmp_path)
-    assert record_latency(tmp_path, config, row)["latency_ms"] > 0
+    measured, problem = record_latency(tmp_path, config, row)
+    assert problem is None
+    assert measured["latency_ms"] > 0
+
+
+def test_latency_of_a_network_without_a_sparse_layer_is_that_of_the_dense_one(tmp_path: Path) -> None:
+    row = run(tiny({"latency.measure": True}), tmp_path)  # 0.7 is below what CSR is worth
+    assert row["latency_format"] == "dense"
+    assert row["latency_ms"] == row["latency_dense_b1_ms"] > 0
+    trial = pd.read_parquet(tmp_path / "default" / "trials").iloc[0]
+    assert pd.isna(trial["latency_csr_b1_ms"])
+    assert pd.isna(trial["latency_csr_b64_ms"])
+
+
+def test_network_that_cannot_be_measured_is_still_a_completed_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny({"model": {"name": "parts:by_hand"}, "method.sparsity": 0.9, "latency.measure": True})
+    row = run(config, tmp_path, verbose=True)
+    assert row["status"] == "completed"
+    assert row.get("latency_ms") is None
+    assert "latency not measured: AttributeError" in capsys.readouterr().out
+    # The weight that the model multiplies by itself cannot be counted, and half a count would be wrong.
+    assert row.get("inference_flops") is None
+
+
+def test_fresh_run_replaces_rows_only_when_it_starts(tmp_path: Path) -> None:
+    config = tiny()
+    run(config, tmp_path)
+    trials = tmp_path / "default" / "trials" / f"{config.key}.parquet"
+    before = trials.stat().st_mtime_ns
+    with exclusive(trial_folder(tmp_path, config)), pytest.raises(OSError, match="another process trains"):
+        run(config, tmp_path)
+    assert trials.stat().st_mtime_ns == before
+    run(config, tmp_path)
+    assert trials.stat().st_mtime_ns > before
 
 
 def test_recorded_network_is_the_trained_one(tmp_path: Path) -> None:
     config = tiny({"method": "dense"})
-    row = run_local(config, tmp_path, resume=False, verbose=False)
+    row = run_local(config, tmp_path, verbose=False)
     model, masks = load_network(config, Path(row["checkpoint"]))
     assert isinstance(model, nn.Module)
-    again = run_local(config, tmp_path / "again", resume=False, verbose=False)
+    again = run_local(config, tmp_path / "again", verbose=False)
     other, _ = load_network(config, Path(again["checkpoint"]))
     assert equal(model.state_dict(), other.state_dict())
     assert all(bool(mask.all()) for mask in masks.values())

@@ -166,9 +166,17 @@ def test_grid_is_every_combination_once() -> None:
     assert points == {(d, a, s): 1 for d in (1, 2, 3) for a in (0.1, 0.2) for s in (0, 7)}
 
 
-def test_grid_of_what_makes_no_difference_is_one_trial() -> None:
-    domains = {"method": {"grid": ["dense", "rigl"]}, "checkpoint.keep": {"grid": [1, 2]}}
-    assert len(space(domains, search="grid").configs()) == 2
+def test_what_makes_no_other_trial_is_no_domain() -> None:
+    with pytest.raises(ValueError, match=r"space\.checkpoint\.keep: makes no other trial"):
+        space({"checkpoint.keep": {"grid": [1, 2]}}, search="grid")
+
+
+@pytest.mark.parametrize("path", ["method.alpha", "method"])
+def test_set_of_what_the_space_chooses_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=rf"--set {path}: the space chooses method\.alpha"):
+        parse_space({"space": ALPHA}, {path: 0.5})
+    with pytest.raises(ValueError, match="--set seed: the space lists its seeds"):
+        parse_space({"space": ALPHA, "seeds": [0, 1]}, {"seed": 3})
 
 
 def test_grid_within_a_random_search() -> None:

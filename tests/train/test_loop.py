@@ -254,7 +254,7 @@ def test_loss_that_is_not_finite_raises_and_keeps_the_rows(tmp_path: Path) -> No
     config = tiny({"model": {"name": "parts:failing", "how": "nan", "at": 6}, "train.log_every": 2})
     history = History()
     with pytest.raises(FloatingPointError, match="the loss is nan at step 6"):
-        train(config, check(config), LocalReporter(tmp_path, keep=1, resume=False), history=history)
+        train(config, check(config), LocalReporter(tmp_path, keep=1), history=history)
     assert [row["step"] for row in history.steps] == [2, 4]
 
 
@@ -351,8 +351,8 @@ def test_every_schedule_keyword_changes_the_outcome(name: str, tmp_path: Path) -
 def test_checkpoint_keywords(tmp_path: Path) -> None:
     config = tiny({"checkpoint.every_steps": 7, "checkpoint.keep": 3})
     trained(config, tmp_path)
-    saved = LocalReporter(tmp_path, keep=3, resume=True).saved()
+    saved = LocalReporter(tmp_path, keep=3).saved()
     assert [folder.name for folder in saved] == [f"step-{step:010d}" for step in (14, 21, 24)]
     trained(tiny({"checkpoint.keep": 5}), tmp_path)
-    saved = LocalReporter(tmp_path, keep=3, resume=True).saved()
+    saved = LocalReporter(tmp_path, keep=3).saved()
     assert [folder.name for folder in saved] == [f"step-{step:010d}" for step in (12, 24)]

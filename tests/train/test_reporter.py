@@ -16,7 +16,7 @@ def names(reporter: LocalReporter) -> list[str]:
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
-    reporter = LocalReporter(tmp_path / "run", keep=2, resume=False)
+    reporter = LocalReporter(tmp_path / "run", keep=2)
     assert reporter.saved() == []
     with reporter.last_checkpoint() as last:
         assert last is None
@@ -30,12 +30,12 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
 
 
 def test_report_without_checkpoint_writes_nothing(tmp_path: Path) -> None:
-    LocalReporter(tmp_path / "run", keep=1, resume=False).report({"accuracy": 1.0}, step=1)
+    LocalReporter(tmp_path / "run", keep=1).report({"accuracy": 1.0}, step=1)
     assert not (tmp_path / "run").exists()
 
 
 def test_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
-    reporter = LocalReporter(tmp_path, keep=1, resume=False)
+    reporter = LocalReporter(tmp_path, keep=1)
     reporter.report({}, step=1, save=write)
 
     def fail(folder: Path) -> None:
@@ -47,19 +47,28 @@ def test_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
     assert names(reporter) == ["step-0000000001"]
 
 
-def test_resume_decides_over_what_is_there(tmp_path: Path) -> None:
-    LocalReporter(tmp_path / "run", keep=1, resume=False).report({}, step=5, save=write)
-    assert names(LocalReporter(tmp_path / "run", keep=1, resume=True)) == ["step-0000000005"]
-    assert names(LocalReporter(tmp_path / "run", keep=1, resume=False)) == []
+def test_finds_what_an_earlier_process_saved_and_clears_what_it_left_unfinished(tmp_path: Path) -> None:
+    LocalReporter(tmp_path, keep=1).report({}, step=5, save=write)
+    (tmp_path / ".step-0000000006.abc.tmp").mkdir()
+    assert names(LocalReporter(tmp_path, keep=1)) == ["step-0000000005"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000005"]
+
+
+def test_finish_keeps_the_last_one(tmp_path: Path) -> None:
+    reporter = LocalReporter(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        reporter.report({}, step=step, save=write)
+    reporter.finish()
+    assert names(reporter) == ["step-0000000003"]
 
 
 def test_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
-    reporter = LocalReporter(tmp_path, keep=2, resume=True)
+    reporter = LocalReporter(tmp_path, keep=2)
     reporter.report({}, step=1, save=write)
     (tmp_path / ".step-0000000002.abc.tmp").mkdir()  # as a killed process leaves it
     assert names(reporter) == ["step-0000000001"]
 
 
 def test_one_process() -> None:
-    reporter = LocalReporter(Path("unused"), keep=1, resume=True)
+    reporter = LocalReporter(Path("unused"), keep=1)
     assert (reporter.rank, reporter.world_size) == (0, 1)
