@@ -10,7 +10,9 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,dev]'
+	# compat: a plain path entry, so that a clone called distsparse beside a script does not hide the package.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--config-settings editable_mode=compat -e '.[ray,dev]'
 	touch $@
 
 demo: install

@@ -175,8 +175,10 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     allowed = ["study", "seed", *COMPONENTS, *SECTIONS]
     for name in values:
         if name not in allowed:
+            if name in ("space", "search", "base"):
+                raise ValueError(f"key {name!r}: this is a sweep's space; run it with `distsparse sweep`")
             raise ValueError(
-                f"unknown key {name!r}{suggestion(str(name), allowed)}: allowed: {', '.join(allowed)}"
+                f"unknown key {name!r}{_hint(str(name), values, allowed)}: allowed: {', '.join(allowed)}"
             )
     given = copy.deepcopy(dict(values))
     seed, study = given.get("seed", 0), given.get("study", "default")
@@ -189,6 +191,20 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     config = RunConfig(study=study, seed=seed, given=given, **parts)
     _check_batches(config)
     return config
+
+
+def _hint(name: str, values: Mapping[str, Any], allowed: list[str]) -> str:
+    """Return ' (did you mean …?)': a section's own key of that name first, then the closest section."""
+    for kind, (_, default) in COMPONENTS.items():
+        section = values.get(kind, default)
+        if name in _entry_fields(
+            kind, section.get("name", default) if isinstance(section, Mapping) else section
+        ):
+            return f" (did you mean '{kind}.{name}'?)"
+    for section, model in SECTIONS.items():
+        if name in model.model_fields:
+            return f" (did you mean '{section}.{name}'?)"
+    return suggestion(name, allowed)
 
 
 def override(base: RunConfig | Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:

@@ -307,3 +307,16 @@ def test_columns_cover_every_configuration() -> None:
     assert parse({}).flat().keys() <= found.keys()
     assert found["method.delta_T"] is int
     assert found["train.label_smoothing"] is float
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsity": 0.9}, r"unknown key 'sparsity' \(did you mean 'method.sparsity'\?\)"),
+        ({"epochs": 3}, r"unknown key 'epochs' \(did you mean 'train.epochs'\?\)"),
+        ({"space": {}}, "this is a sweep's space; run it with `distsparse sweep`"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_where_it_belongs(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(values)

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return args.run(args) or 0
+    except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:  # OSError: a folder that cannot be written, no cluster there
         print(f"distsparse: error: {error}", file=sys.stderr)
         return 2

@@ -92,6 +92,7 @@ def _outcome(row: dict[str, Any]) -> str:
     parts = [
         f"accuracy {row['accuracy']:.4f}",
         f"sparsity {row['sparsity']:.4f} ({row['nnz']:,} active weights)",
+        f"{row['num_updates']} mask updates",
         f"{row['wall_s']:.1f} s",
     ]
     if row.get("training_flops") is not None:

@@ -103,10 +103,20 @@ class Sparsifier:
         self._comm = comm
         self._step = 0
         self._pending = False
+        self._initialized = False
         self._grad_abs: dict[str, Tensor] = {}
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
+
+    def __repr__(self) -> str:
+        topology = self._topology
+        active = sum(topology.nnz(name) for name in topology.masks)
+        return (
+            f"Sparsifier({len(topology.masks)} layers, "
+            f"{active:,} of {topology.num_weights:,} weights active, "
+            f"step {self._step} of {self._total_steps})"
+        )
 
     @property
     def topology(self) -> Topology:
@@ -136,6 +146,7 @@ class Sparsifier:
         gradients: dict[str, Tensor] = {}
         if "grad" in self.method.init_needs or "grad_abs" in self.method.init_needs:
             gradients = self._initial_gradients(batches, loss_fn)
+        self._initialized = True
         return self._rewire(self.method.init, gradients, {n: g.abs() for n, g in gradients.items()})
 
     def step(self) -> Rewired | None:
@@ -148,9 +159,12 @@ class Sparsifier:
             What changed, or None where no update took place.
 
         Raises:
+            RuntimeError: the topology was not initialized.
             ValueError: an update needs a gradient and there is none.
             TopologyMismatch: ranks disagree after the update; raised on all ranks.
         """
+        if not self._initialized:
+            raise RuntimeError("call initialize() or load_state_dict() before step(): no topology was chosen")
         step, self._step = self._step, self._step + 1
         event = None
         due = self._pending or self.method.is_update_step(step, self._total_steps)
@@ -206,6 +220,7 @@ class Sparsifier:
                 raise ValueError(
                     f"layer {name!r}: {topology.nnz(name)} active, but its target is {topology.targets[name]}"
                 )
+        self._initialized = True
         self._step = int(state["step"])
         self._pending = bool(state["pending"])
         self.statistics = Statistics(**state["statistics"])

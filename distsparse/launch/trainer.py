@@ -90,7 +90,7 @@ def run_on_workers(
     with last.as_directory() as saved:
         row = record_completed(root, config, restored_history(Path(saved)), Path(saved))
     for other in folder.glob("checkpoint_*"):
-        if other.name != Path(saved).name:  # the run is over: the last one is enough
+        if other.is_dir() and other.name != Path(saved).name:  # the run is over: the last one is enough
             shutil.rmtree(other)
     return row
 

@@ -103,7 +103,8 @@ class _Follow(Callback):  # type: ignore[misc]  # ray is untyped
             outcome = f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f}  {row['wall_s']:.1f} s"
         else:
             outcome = f"failed: {row['error']}"
-        self._progress.line(f"{config.key}  {outcome}  {trial.config['trial']['label']}")
+        count = f"{self.num_ended}/{len(self._configs)}"
+        self._progress.line(f"{count:>7}  {config.key}  {outcome}  {trial.config['trial']['label']}")
 
 
 def _run_all(

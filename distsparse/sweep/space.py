@@ -12,7 +12,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
-from distsparse.config import NOT_IDENTITY, RunConfig, override, parse
+from distsparse.config import COMPONENTS, NOT_IDENTITY, SECTIONS, RunConfig, override, parse
 from distsparse.registry import suggestion
 
 Point = dict[str, Any]
@@ -140,6 +140,8 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
             range are tried on the base.
     """
     for name in values:
+        if name in COMPONENTS or name in SECTIONS:
+            raise ValueError(f"key {name!r}: belongs below base; a run's file is for `distsparse train`")
         if name not in _KEYS:
             raise ValueError(
                 f"unknown key {name!r}{suggestion(str(name), list(_KEYS))}: allowed: {', '.join(_KEYS)}"

@@ -438,3 +438,15 @@ def test_a_move_that_breaks_its_count_is_caught() -> None:
     method = Method(sparsity=constant(0.5), init=(Move("wrong", apply),))
     with pytest.raises(AssertionError, match="weight: 6 active, target 5"):
         attach(method, nn.Linear(3, 2)).initialize()
+
+
+def test_step_before_initialize_is_an_error_and_a_sparsifier_says_what_it_holds() -> None:
+    model = nn.Linear(10, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier.attach(rigl(sparsity=0.9), model, optimizer, total_steps=10, seed=0)
+    model(torch.ones(1, 10)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"initialize\(\) or load_state_dict\(\) before step\(\)"):
+        sparsifier.step()
+    sparsifier.initialize()
+    sparsifier.step()
+    assert repr(sparsifier) == "Sparsifier(1 layers, 10 of 100 weights active, step 1 of 10)"
