@@ -74,7 +74,7 @@ def resolve(path: str | None) -> Path:
     """Return the data folder of a ``path`` setting.
 
     Raises:
-        ValueError: neither a path nor the environment variable is given.
+        ValueError: neither a path nor the environment variable is given, or a relative path leads nowhere.
     """
     base = os.environ.get(BASE_VARIABLE)
     if path is None:
@@ -84,6 +84,10 @@ def resolve(path: str | None) -> Path:
     folder = Path(path).expanduser()
     if base and not folder.is_absolute() and not folder.exists():
         return Path(base) / folder
+    if not folder.is_absolute() and not folder.exists():
+        raise ValueError(
+            f"data.path: no folder {path!r} in {Path.cwd()}; {BASE_VARIABLE}, the other place for it, is not set"
+        )
     return folder
 
 
