@@ -86,7 +86,7 @@ def resolve(path: str | None) -> Path:
         return Path(base) / folder
     if not folder.is_absolute() and not folder.exists():
         raise ValueError(
-            f"data.path: no folder {path!r} in {Path.cwd()}; {BASE_VARIABLE}, the other place for it, is not set"
+            f"data.path: no folder {path!r} in {Path.cwd()}; {BASE_VARIABLE}, the other place, is not set"
         )
     return folder
 
