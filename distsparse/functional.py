@@ -65,7 +65,8 @@ def update(
         seed: of random choices.
 
     Raises:
-        ValueError: names or shapes differ, a mask is not bool, or T_end lies past the run.
+        ValueError: names or shapes differ, a mask is not bool, T_end lies past the run, or the method needs
+            a history of gradients (SNFS).
         FloatingPointError: a score is NaN.
     """
     for name in sorted({*weights, *gradients, *masks}):
@@ -75,6 +76,8 @@ def update(
                 f"layer {name!r}: weight, gradient and mask have shapes {shapes}; they must be equal, "
                 "and the mask bool"
             )
+    if missing := method.update_needs - {"grad", "grad_abs"}:
+        raise ValueError(f"the method reads {', '.join(sorted(missing))}, which one call cannot know")
     if not method.is_update_step(step, total_steps):
         return dict(weights), dict(masks)
 
@@ -87,10 +90,18 @@ def update(
         return Signals(weight=matrix(weights[name]), key=key, grad=gradient, grad_abs=gradient.abs())
 
     matrices = {name: matrix(masks[name]) for name in weights}
-    before = Topology(matrices, {name: int(mask.sum()) for name, mask in matrices.items()})
+    units = method.structure.units
+    # Every open row of a constant fan-in has a weight, so a row without any is one that was ablated.
+    constant_fan_in = method.structure.group == "row"
+    before = Topology(
+        matrices,
+        targets={name: int(units(mask).sum()) for name, mask in matrices.items()},
+        allowed={n: m.any(1, keepdim=True) for n, m in matrices.items()} if constant_fan_in else {},
+    )
     sizes = {name: tuple(weight.shape) for name, weight in weights.items()}
     progress = method.progress(step, total_steps)
-    context = Context(before, before, sizes, signals, progress, method.sparsity(progress))
+    sparsity = method.sparsity_at(step, total_steps)
+    context = Context(before, before, sizes, signals, progress, sparsity, method.structure)
     after = {name: mask.reshape(sizes[name]) for name, mask in run(method.update, context).masks.items()}
     kept = {name: torch.where(after[name] & masks[name], weights[name].detach(), 0) for name in weights}
     return kept, after

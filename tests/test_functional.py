@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from distsparse.core import Sparsifier, allocator, magnitude, prune
 from distsparse.core.method import Method
 from distsparse.functional import random_mask, rigl_update, update
-from distsparse.methods import methods, names
+from distsparse.methods import methods, names, srigl
 from distsparse.ops.schedule import cubic
 
 WEIGHT = torch.tensor([[0.5, -0.1, 0.0], [0.2, -0.9, 0.0]])
@@ -107,6 +107,10 @@ def test_is_the_sparsifiers_own_update(name: str) -> None:
         if key in entry.schema.model_fields
     }
     method = entry.factory(**fast)
+    if "grad_ema" in method.update_needs:
+        with pytest.raises(ValueError, match="grad_ema"):
+            update(method, {}, {}, {}, 2, total_steps=10)
+        return
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -163,3 +167,15 @@ def test_what_does_not_fit() -> None:
         rigl_update(WEIGHT, GRADIENT, MASK, 10, total_steps=100, T_end=200)
     with pytest.raises(FloatingPointError):
         rigl_update(WEIGHT, GRADIENT * float("nan"), MASK, 1, total_steps=10, delta_T=1, alpha=0.5)
+
+
+def test_an_ablated_neuron_has_no_share_of_the_fan_in() -> None:
+    """Without a memory of closed rows, the empty one is known by its mask: the fan-in is 8 / 2, not 8 / 3."""
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 4 + [False] * 2, [False] * 6])
+    masks = {"a": mask, "z": torch.ones(1, 1, dtype=torch.bool)}
+    weights = {"a": torch.ones(3, 6) * mask, "z": torch.ones(1, 1)}
+    gradients = {"a": torch.zeros(3, 6), "z": torch.ones(1, 1)}
+    method = srigl(delta_T=1, alpha=0.25, gamma=0.6, alpha_schedule="constant")
+    _, after = update(method, weights, gradients, masks, 1, total_steps=10)
+    # The second neuron keeps 2 (ties go to the lower index): fewer than .6 · 4, though not than .6 · 8 / 3.
+    assert after["a"].sum(1).tolist() == [6, 0, 0]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import types
 import typing
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
 from distsparse.registry import Entry
+
+if TYPE_CHECKING:  # torch takes a second to import, and every command would wait for it
+    from distsparse.core import Move
 
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
@@ -46,20 +51,71 @@ def describe(entry: Entry[Any]) -> str:
     return "\n".join(lines)
 
 
+def to_markdown() -> str:
+    """Return the reference of all registered methods, ``docs/methods.md``, as Markdown."""
+    from distsparse.methods import methods
+
+    return "\n\n".join([_PREFACE, *(_section(entry) for entry in methods)]) + "\n"
+
+
+_PREFACE = """\
+# Methods
+
+Written by `distsparse.cli.methods.to_markdown()` from the methods themselves; `distsparse methods` prints the
+same parameters. A method is a composition of moves: its *first topology* is chosen before the first step, its
+*update* runs every `delta_T` steps until `T_end`. The moves are those of the default parameters."""
+
+
+def _section(entry: Entry[Any]) -> str:
+    method = entry.factory()
+    rows = [
+        f"| `{name}` | `{info.default!r}` | {_cell(_allowed(info))} | {_cell(info.description or '')} |"
+        for name, info in entry.schema.model_fields.items()
+    ]
+    table = ["| parameter | default | allowed | meaning |", "|---|---|---|---|", *rows]
+    parts = [
+        f"## {entry.name}",
+        inspect.getdoc(entry.factory) or "",
+        f"*{entry.source}*",
+        f"- First topology: {_moves(method.init, 'all weights active')}\n"
+        f"- Update: {_moves(method.update, 'none')}",
+        "\n".join(table) if rows else "No parameters.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _moves(moves: Sequence[Move], otherwise: str) -> str:
+    return " → ".join(f"`{move.name}`" for move in moves) or otherwise
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _allowed(info: FieldInfo) -> str:
     """Return type and range: 'float > 0, ≤ 1', or the allowed names."""
+    return _bounded(info.annotation, info.metadata)
+
+
+def _bounded(hint: Any, constraints: Sequence[Any]) -> str:
     bounds = [
         f"{symbol} {getattr(constraint, attribute):g}"
-        for constraint in info.metadata
+        for constraint in constraints
         for attribute, symbol in _BOUNDS.items()
-        if hasattr(constraint, attribute)
+        if getattr(constraint, attribute, None) is not None
     ]
-    return f"{_type_name(info.annotation)} {', '.join(bounds)}".strip()
+    return f"{_type_name(hint)} {', '.join(bounds)}".strip()
 
 
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(value) for value in typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(_type_name(arg) for arg in typing.get_args(hint))
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        inner = [item for each in args[1:] for item in getattr(each, "metadata", [each])]
+        return _bounded(args[0], inner)
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in args)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(arg) for arg in args)
+    if origin is tuple:
+        return f"({', '.join(_type_name(arg) for arg in args)})"
     return getattr(hint, "__name__", str(hint))

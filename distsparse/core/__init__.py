@@ -1,10 +1,20 @@
 """Topologies, criteria, moves, methods, and the sparsifier that applies them to a model."""
 
 from distsparse.core.allocators import AllocationName, Allocator, allocator
-from distsparse.core.criteria import Criterion, gradient, magnitude, random
+from distsparse.core.criteria import (
+    Criterion,
+    gradient,
+    gradient_flow,
+    magnitude,
+    magnitude_and_gradient,
+    momentum,
+    random,
+    saliency,
+    synaptic_flow,
+)
 from distsparse.core.events import LayerChange, Rewired
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, drop, grow, prune
+from distsparse.core.moves import Context, Move, ablate, drop, grow, prune, redistribute
 from distsparse.core.signals import Signals
 from distsparse.core.sparsifier import Sparsifier
 from distsparse.core.topology import Topology
@@ -23,12 +33,19 @@ __all__ = [
     "SparseWeight",
     "Sparsifier",
     "Topology",
+    "ablate",
     "allocator",
     "drop",
     "find_weights",
     "gradient",
+    "gradient_flow",
     "grow",
     "magnitude",
+    "magnitude_and_gradient",
+    "momentum",
     "prune",
     "random",
+    "redistribute",
+    "saliency",
+    "synaptic_flow",
 ]

@@ -2,58 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from distsparse.core.signals import Signals
 from distsparse.ops import allocation
-from distsparse.ops.allocation import Allocation, SensitivityNorm
+from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
+from distsparse.ops.select import top_k_mask
 
-AllocationName = Literal["uniform", "uniform_first_dense", "er", "erk", "sensitivity"]
+AllocationName = Literal[
+    "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
+]
 
-Shapes = Mapping[str, tuple[int, ...]]
-Counts = Callable[[Shapes, int, Sequence[int], Callable[[str, str], Signals]], list[int]]
+
+@dataclass(frozen=True)
+class LayerUnits:
+    """What an allocation sees of one layer."""
+
+    shape: tuple[int, ...]
+    """output-first weight shape"""
+    active: Tensor
+    """bool (unit rows, unit cols)"""
+    score: Tensor
+    """the prune's score of each unit"""
+    num_weights: int
+
+    @property
+    def num_active(self) -> int:
+        """Active units, the most that a prune can leave."""
+        return int(self.active.sum())
+
+
+Layers = Mapping[str, LayerUnits]
+Counts = Callable[[Layers, int, Callable[[str, str], Signals]], list[int]]
 
 
 @dataclass(frozen=True)
 class Allocator:
-    """(shapes, total, caps, signals) → active counts, and the signals that it reads."""
+    """(layers, total, signals) → active units of each layer, and the signals that it reads."""
 
     name: str
     counts: Counts
     needs: frozenset[str] = frozenset()
 
 
-def _from_shapes(name: str, allocate: Allocation) -> Allocator:
-    return Allocator(name, lambda shapes, total, caps, signals: allocate(list(shapes.values()), total, caps))
+def allocator(
+    name: AllocationName, *, power: float = 1.0, sensitivity_norm: SensitivityNorm = "rms"
+) -> Allocator:
+    """Return an allocation by name.
 
-
-def _sensitivity(norm: SensitivityNorm) -> Allocator:
-    def counts(
-        shapes: Shapes, total: int, caps: Sequence[int], signals: Callable[[str, str], Signals]
-    ) -> list[int]:
-        sensitivities = []
-        for name in shapes:
-            gradient = signals(name, "allocate").grad
-            assert gradient is not None
-            sensitivities.append(allocation.sensitivity_of(gradient, norm))
-        return allocation.sensitivity(list(shapes.values()), total, caps, sensitivities=sensitivities)
-
-    return Allocator("sensitivity", counts, frozenset({"grad"}))
-
-
-def allocator(name: AllocationName, *, sensitivity_norm: SensitivityNorm = "rms") -> Allocator:
-    """Return an allocation by name; ``sensitivity_norm`` matters to ``sensitivity`` only."""
+    Args:
+        name: see :mod:`distsparse.ops.allocation`; ``global_magnitude`` ranks the prune's own scores over all
+            layers, ``lamp`` the layer-adaptive magnitudes.
+        power: of the ER and ERK shares.
+        sensitivity_norm: of ``sensitivity``.
+    """
     match name:
         case "uniform":
             return _from_shapes(name, allocation.uniform)
         case "uniform_first_dense":
             return _from_shapes(name, partial(allocation.uniform, first_dense=True))
         case "er":
-            return _from_shapes(name, allocation.er)
+            return _from_shapes(name, partial(allocation.er, power=power))
         case "erk":
-            return _from_shapes(name, allocation.erk)
+            return _from_shapes(name, partial(allocation.erk, power=power))
         case "sensitivity":
             return _sensitivity(sensitivity_norm)
+        case "global_magnitude":
+            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _plain))
+        case "lamp":
+            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _lamp))
+
+
+def _from_shapes(name: str, allocate: Allocation) -> Allocator:
+    return Allocator(name, lambda layers, total, signals: _in_units(layers, total, allocate))
+
+
+def _in_units(layers: Layers, total: int, allocate: Allocation) -> list[int]:
+    """Allocate by shape; with tiles, in proportion to the weights that the shapes would get."""
+    shapes = [layer.shape for layer in layers.values()]
+    caps = [layer.num_active for layer in layers.values()]
+    sizes = [layer.num_weights for layer in layers.values()]
+    units = [layer.active.numel() for layer in layers.values()]
+    if units == sizes:
+        return allocate(shapes, total, caps)
+    weights = allocate(shapes, round(total / sum(units) * sum(sizes)), sizes)
+    shares = [count * unit / size for count, unit, size in zip(weights, units, sizes, strict=True)]
+    return apportion(shares, total, caps)
+
+
+def _sensitivity(norm: SensitivityNorm) -> Allocator:
+    def counts(layers: Layers, total: int, signals: Callable[[str, str], Signals]) -> list[int]:
+        sensitivities = []
+        for name in layers:
+            gradient = signals(name, "allocate").grad
+            assert gradient is not None
+            sensitivities.append(allocation.sensitivity_of(gradient, norm))
+        return _in_units(layers, total, partial(allocation.sensitivity, sensitivities=sensitivities))
+
+    return Allocator("sensitivity", counts, frozenset({"grad"}))
+
+
+def _ranked(layers: Layers, total: int, score: Callable[[LayerUnits], Tensor]) -> list[int]:
+    """Count each layer's units among the best ``total`` of all layers; ties go to the earlier layer."""
+    flat = torch.cat([score(layer).reshape(-1) for layer in layers.values()])
+    active = torch.cat([layer.active.reshape(-1) for layer in layers.values()])
+    chosen = top_k_mask(flat, total, active)
+    sizes = [layer.active.numel() for layer in layers.values()]
+    return [int(part.sum()) for part in torch.split(chosen, sizes)]
+
+
+def _plain(layer: LayerUnits) -> Tensor:
+    return layer.score
+
+
+def _lamp(layer: LayerUnits) -> Tensor:
+    """Return score² over the sum of squares of all units not smaller (LAMP, arXiv:2010.07611, eq. 4)."""
+    squares = layer.score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
+    order = torch.argsort(squares, stable=True)
+    ascending = squares[order]
+    # From the largest down, so that the sum at a unit holds it and everything above it.
+    above = ascending.flip(0).cumsum(0).flip(0)
+    ratio = torch.where(above > 0, ascending / above.clamp(min=math.ulp(0.0)), 0.0)
+    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(layer.score.shape)

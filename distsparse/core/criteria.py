@@ -8,27 +8,79 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distsparse.core.signals import Signals
+from distsparse.ops.structure import Pooling, Structure
+
+INITIAL_SIGNALS = frozenset({"grad", "grad_abs", "hessian_grad", "flow"})
+"""signals that an initialization takes from batches"""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named score and the signals that it reads ("grad", "grad_abs"; weights and random bits are free)."""
+    """A named score and the signals that it reads; weights and random bits are free."""
 
     name: str
     score: Callable[[Signals], Tensor]
     needs: frozenset[str] = frozenset()
+    pooling: Pooling = "sum"
+    """how a tile's score comes from its weights'"""
+
+    def of_units(self, signals: Signals, structure: Structure) -> Tensor:
+        """Return the scores of a layer's units, (unit rows, unit cols)."""
+        if self is random:
+            rows, cols = structure.units(signals.weight).shape
+            return signals.random_bits((rows, cols))
+        return structure.pool(self.score(signals), self.pooling)
 
 
-def _gradient(signals: Signals) -> Tensor:
-    assert signals.grad_abs is not None
-    return signals.grad_abs
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "a move reads a signal that it does not declare"
+    return tensor
 
 
 magnitude = Criterion("magnitude", lambda signals: signals.weight.abs())
-"""|w|: what SET, RigL and magnitude pruning keep."""
+"""|w|; a tile's is its L1 norm: what SET, RigL and magnitude pruning keep."""
 
-random = Criterion("random", lambda signals: signals.random_bits())
+random = Criterion(
+    "random", lambda signals: signals.random_bits((signals.weight.shape[0], signals.weight.shape[1]))
+)
 """Uniform among the candidates, without replacement."""
 
-gradient = Criterion("gradient", _gradient, frozenset({"grad_abs"}))
+gradient = Criterion(
+    "gradient", lambda signals: _present(signals.grad_abs), frozenset({"grad_abs"}), pooling="norm"
+)
 """|mean over the global batch of ∂L/∂w|: reduced first, then the magnitude (RigL, section 3)."""
+
+momentum = Criterion(
+    "momentum", lambda signals: _present(signals.grad_ema).abs(), frozenset({"grad_ema"}), pooling="norm"
+)
+"""|exponential moving average of the gradient| (SNFS, Dettmers and Zettlemoyer 2019, arXiv:1907.04840)."""
+
+saliency = Criterion(
+    "saliency", lambda signals: (_present(signals.grad) * signals.weight).abs(), frozenset({"grad"})
+)
+"""|g · w|, the connection sensitivity of SNIP (Lee et al. 2019, arXiv:1810.02340, equation 3)."""
+
+gradient_flow = Criterion(
+    "gradient_flow",
+    lambda signals: signals.weight * _present(signals.hessian_grad),
+    frozenset({"hessian_grad"}),
+)
+"""w · Hg: what GraSP keeps most of, the opposite of its removal score -w·Hg sorted ascending.
+
+GraSP (Wang et al. 2020, arXiv:2002.07376, equation 8) removes the weights of the highest -w · Hg, those whose
+removal reduces the gradient flow least.
+"""
+
+synaptic_flow = Criterion(
+    "synaptic_flow", lambda signals: _present(signals.flow) * signals.weight.abs(), frozenset({"flow"})
+)
+"""|w| ∂R/∂|w| with absolute weights and a constant input (SynFlow, arXiv:2006.05467, eq. 2)."""
+
+
+def magnitude_and_gradient(weight_of_gradient: float) -> Criterion:
+    """Return |w| + λ |g| (MEST, Yuan et al. 2021, arXiv:2110.14032, section 3.2)."""
+    return Criterion(
+        "magnitude_and_gradient",
+        lambda signals: signals.weight.abs() + weight_of_gradient * _present(signals.grad_abs),
+        frozenset({"grad_abs"}),
+    )

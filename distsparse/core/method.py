@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from distsparse.core.moves import Move
 from distsparse.ops.schedule import Schedule
+from distsparse.ops.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,13 @@ class Method:
     """every ``every`` steps."""
     every: int = 100
     """delta_T: optimizer steps between mask updates."""
+    start: float = 0.0
+    """fraction of the run before which the masks are not updated."""
     stop: float = 0.75
     """T_end: up to 1 a fraction of the run, above 1 a number of steps."""
+    structure: Structure = Structure()  # noqa: RUF009  frozen
+    init_rounds: int = 1
+    """rounds of the initial moves; sparsity rises with density^(k / rounds)."""
     gradient_window: int = 1
     """steps over which |gradient| is summed before an update."""
     skip_optimizer_step: bool = False
@@ -55,12 +62,52 @@ class Method:
 
     def is_update_step(self, step: int, total_steps: int) -> bool:
         """Tell whether the masks are updated at a step: t > 0, t % delta_T == 0, t ≤ T_end."""
-        return bool(self.update) and 0 < step <= self.stop_step(total_steps) and step % self.every == 0
+        return (
+            bool(self.update)
+            and self.start_step(total_steps) <= step <= self.stop_step(total_steps)
+            and step % self.every == 0
+        )
+
+    def check(self, total_steps: int) -> None:
+        """Refuse a run that could not do what the method says.
+
+        Raises:
+            ValueError: T_end lies past the run, or no update falls into a run whose sparsity is to change.
+        """
+        self.stop_step(total_steps)
+        changes = self.sparsity(1.0) != (self.sparsity(0.0) if self.init else 0.0)
+        if self.update and changes and not self.update_schedule(total_steps):
+            raise ValueError(
+                f"delta_T = {self.every}: no multiple of it lies between T_start, step "
+                f"{self.start_step(total_steps)}, and T_end, step {self.stop_step(total_steps)} of "
+                f"{total_steps}, and the sparsity {self.sparsity(1.0):g} would never be reached"
+            )
+
+    def start_step(self, total_steps: int) -> int:
+        """Return the first step that may update the masks, at least 1."""
+        return max(math.ceil(self.start * total_steps - 1e-6), 1)
 
     def update_schedule(self, total_steps: int) -> list[int]:
         """Return the steps, of 0 … total_steps - 1, at which the masks are updated."""
         return [step for step in range(total_steps) if self.is_update_step(step, total_steps)]
 
     def progress(self, step: int, total_steps: int) -> float:
-        """Return t / T_end, at most 1."""
-        return min(step / max(self.stop_step(total_steps), 1), 1.0)
+        """Return (t - t_start) / (T_end - t_start) in [0, 1], for the drop fraction."""
+        return self._between(step, total_steps, self.stop_step(total_steps))
+
+    def sparsity_at(self, step: int, total_steps: int) -> float:
+        """Return the target sparsity of an update at a step; the last update has the final one."""
+        # No step follows step total_steps - 1: with T_end = 1, the schedule must be through by then.
+        last = min(self.stop_step(total_steps), total_steps - 1) // self.every * self.every
+        return self.sparsity(1.0 if step >= last else self._between(step, total_steps, last))
+
+    def initial_sparsity(self, round_: int) -> float:
+        """Return the sparsity of a round, counted from 0: 1 - density^((round + 1) / rounds)."""
+        final = self.sparsity(0.0)
+        if round_ + 1 == self.init_rounds:
+            return final
+        return 1 - float((1 - final) ** ((round_ + 1) / self.init_rounds))
+
+    def _between(self, step: int, total_steps: int, stop: int) -> float:
+        start = self.start * total_steps
+        return min(max((step - start) / max(stop - start, 1), 0.0), 1.0)

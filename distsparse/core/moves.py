@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from distsparse.core.allocators import Allocator
-from distsparse.core.criteria import Criterion
+from distsparse.core.allocators import Allocator, LayerUnits
+from distsparse.core.criteria import Criterion, magnitude
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.ops.allocation import num_active
+from distsparse.ops.allocation import apportion, num_active
 from distsparse.ops.schedule import Schedule
 from distsparse.ops.select import top_k_mask
+from distsparse.ops.structure import Structure
+
+Scope = Literal["layer", "global"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,31 @@ class Context:
     signals: Callable[[str, str], Signals]
     """signals of (layer, purpose); the purpose keeps a drop's random numbers apart from a grow's."""
     progress: float
-    """t / T_end in [0, 1]."""
+    """(t - t_start) / (T_end - t_start) in [0, 1]."""
     sparsity: float
     """scheduled sparsity of all layers together."""
+    structure: Structure = Structure()  # noqa: RUF009  frozen
+
+    def units(self, name: str) -> Tensor:
+        """Return a layer's active units, bool (unit rows, unit cols)."""
+        return self.structure.units(self.topology.masks[name])
+
+    def allowed(self, name: str) -> Tensor:
+        """Return the units of a layer that may be active."""
+        units = self.units(name)
+        rows = self.topology.allowed.get(name)
+        return torch.ones_like(units) if rows is None else rows.expand_as(units)
+
+    def score(self, by: Criterion, name: str, purpose: str) -> Tensor:
+        """Return a criterion's scores of a layer's units."""
+        return by.of_units(self.signals(name, purpose), self.structure)
+
+    def with_units(self, units: Mapping[str, Tensor]) -> Topology:
+        """Return the topology with other active units."""
+        masks = self.topology.masks
+        return self.topology.with_masks(
+            {name: self.structure.expand(units[name], _matrix(masks[name])) for name in masks}
+        )
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,10 @@ class Move:
     needs: frozenset[str] = frozenset()
 
 
+def _matrix(mask: Tensor) -> tuple[int, int]:
+    return mask.shape[0], mask.shape[1]
+
+
 def run(moves: Sequence[Move], context: Context) -> Topology:
     """Apply moves one after another; return the last topology."""
     topology = context.topology
@@ -52,60 +83,176 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
 
 
 def prune(by: Criterion, *, allocation: Allocator) -> Move:
-    """Lower the targets to the scheduled sparsity and cut each layer to its best active weights.
+    """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
     A layer is never given more than it has: a prune does not grow.
     """
 
     def apply(context: Context) -> Topology:
-        masks = context.topology.masks
-        total = num_active(context.topology.num_weights, context.sparsity)
-        caps = [context.topology.nnz(name) for name in masks]
-        counts = allocation.counts(context.shapes, min(total, sum(caps)), caps, context.signals)
-        targets = dict(zip(masks, counts, strict=True))
-        return Topology(
-            {
-                name: top_k_mask(by.score(context.signals(name, "prune")), targets[name], mask)
-                for name, mask in masks.items()
-            },
-            targets,
+        active = {name: context.units(name) for name in context.topology.masks}
+        scores = {name: context.score(by, name, "prune") for name in active}
+        layers = {
+            name: LayerUnits(context.shapes[name], units, scores[name], context.topology.masks[name].numel())
+            for name, units in active.items()
+        }
+        total = min(
+            num_active(sum(units.numel() for units in active.values()), context.sparsity),
+            sum(layer.num_active for layer in layers.values()),
         )
+        counts = allocation.counts(layers, total, context.signals)
+        kept, targets, requested = {}, {}, {}
+        for (name, units), count in zip(active.items(), counts, strict=True):
+            kept[name] = _best(context.structure, scores[name], count, units, context.allowed(name))
+            targets[name], requested[name] = int(kept[name].sum()), count
+        return replace(context.with_units(kept), targets=targets, requested=requested)
 
     return Move(f"prune({by.name}, {allocation.name})", apply, by.needs | allocation.needs)
 
 
-def drop(by: Criterion, fraction: Schedule) -> Move:
-    """Open ``int(fraction(progress) · n_active)`` vacancies in each layer, worst score first."""
+def _best(structure: Structure, score: Tensor, count: int, active: Tensor, allowed: Tensor) -> Tensor:
+    if structure.group == "layer":
+        return top_k_mask(score, count, active)
+    held = structure.grouped(active, False).sum(1)
+    return structure.top_k(score, torch.minimum(structure.group_counts(count, allowed), held), active)
+
+
+def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
+    """Open ``int(fraction(progress) · n_active)`` vacancies, worst score first.
+
+    In each layer, or with scope "global" over all layers by one threshold.
+    """
 
     def apply(context: Context) -> Topology:
-        def kept(name: str, mask: Tensor) -> Tensor:
-            active = context.topology.nnz(name)
-            num_drop = int(fraction(context.progress) * active)
-            return top_k_mask(by.score(context.signals(name, "drop")), active - num_drop, mask)
+        share = fraction(context.progress)
+        active = {name: context.units(name) for name in context.topology.masks}
+        scores = {name: context.score(by, name, "drop") for name in active}
+        if scope == "layer":
+            kept = {}
+            for name, units in active.items():
+                count = int(units.sum())
+                kept[name] = top_k_mask(scores[name], count - int(share * count), units)
+            return context.with_units(kept)
+        flat = torch.cat([units.reshape(-1) for units in active.values()])
+        count = int(flat.sum())
+        chosen = top_k_mask(
+            torch.cat([score.reshape(-1) for score in scores.values()]), count - int(share * count), flat
+        )
+        parts = chosen.split([units.numel() for units in active.values()])  # type: ignore[no-untyped-call]
+        return context.with_units(
+            {name: part.reshape(active[name].shape) for name, part in zip(active, parts, strict=True)}
+        )
 
-        return context.topology.with_masks({n: kept(n, m) for n, m in context.topology.masks.items()})
+    return Move(f"drop({by.name}{', global' if scope == 'global' else ''})", apply, by.needs)
 
-    return Move(f"drop({by.name})", apply, by.needs)
+
+Share = Callable[[Signals, Tensor, Tensor], float]
+"""(signals, units active when the update began, units kept) → a layer's share of the vacancies, at least 0"""
+
+
+def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
+    """Move vacancies between layers, in proportion to a share of each layer; the total stays exact.
+
+    What a full layer cannot take goes to the others. A layer of which nothing was kept gets one weight first:
+    without any it would cut the network in two.
+
+    Args:
+        name: of the share, for display.
+        share: see :data:`Share`.
+        needs: signals that the share reads.
+    """
+
+    def apply(context: Context) -> Topology:
+        topology = context.topology
+        kept = {layer: context.units(layer) for layer in topology.masks}
+        counts = {layer: int(units.sum()) for layer, units in kept.items()}
+        vacancies = sum(topology.targets[layer] - counts[layer] for layer in kept)
+        shares = [
+            share(
+                context.signals(layer, "share"), context.structure.units(context.before.masks[layer]), units
+            )
+            for layer, units in kept.items()
+        ]
+        empty = [layer for layer in kept if counts[layer] == 0][:vacancies]
+        first = {layer: int(layer in empty) for layer in kept}
+        room = [int(context.allowed(layer).sum()) - counts[layer] - first[layer] for layer in kept]
+        # A layer without a share still takes what no other layer has room for.
+        least = max(max(shares) * 1e-9, 1e-30)
+        extra = apportion(
+            [max(value, least) for value in shares], vacancies - len(empty), room, none_empty=False
+        )
+        return topology.with_targets(
+            {layer: counts[layer] + first[layer] + more for layer, more in zip(kept, extra, strict=True)}
+        )
+
+    return Move(f"redistribute({name})", apply, needs)
+
+
+def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
+    """Close rows with too few salient weights, and give their share to the others (SRigL, arXiv:2305.02299).
+
+    A weight is salient if it was kept, or is among the best candidates for the layer's vacancies, in any row:
+    so a closed row whose candidates are good enough opens again. A row with fewer salient weights than
+    ``gamma`` times the fan-in is closed; at least one row stays open. The new fan-in shares out what the
+    allocation gave to the layer, not what earlier fan-ins were rounded to. Needs ``group="row"``.
+    """
+
+    def apply(context: Context) -> Topology:
+        topology = context.topology
+        masks, targets, allowed = dict(topology.masks), dict(topology.targets), dict(topology.allowed)
+        for name in list(masks)[: -1 if protect_last else None]:
+            kept = context.units(name)
+            vacancies = targets[name] - int(kept.sum())
+            grown = top_k_mask(context.score(by, name, "grow"), vacancies, ~kept)
+            salient = (kept | grown).sum(1, keepdim=True)
+            fan_in = targets[name] / int(context.allowed(name).any(1).sum())
+            open_ = salient >= gamma * fan_in
+            if not bool(open_.any()):
+                open_ = salient == salient.max()
+            masks[name] = kept & open_
+            allowed[name] = open_
+            wanted = topology.requested.get(name, targets[name])
+            counts = context.structure.group_counts(wanted, open_.expand_as(kept))
+            # Where rows opened again, the fan-in falls: a row that holds more gives its weakest away.
+            masks[name] = context.structure.top_k(
+                context.score(magnitude, name, "ablate"),
+                torch.minimum(counts, masks[name].sum(1)),
+                masks[name],
+            )
+            targets[name] = int(counts.sum())
+        return replace(topology, masks=masks, targets=targets, allowed=allowed)
+
+    return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs)
 
 
 def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
-    """Fill each layer's vacancies, best score first, among all positions that were not kept.
+    """Fill each layer's vacancies, best score first, among all units that were not kept.
 
     A weight dropped a moment ago may so come back, and then keeps its value and its optimizer state.
     ``exclude_dropped`` lets it only where too few other positions are left to keep the count exact.
     """
 
     def apply(context: Context) -> Topology:
-        def filled(name: str, mask: Tensor) -> Tensor:
-            vacancies = context.topology.targets[name] - context.topology.nnz(name)
-            if vacancies == 0:
-                return mask
-            score = by.score(context.signals(name, "grow"))
-            first = ~(mask | context.before.masks[name]) if exclude_dropped else ~mask
-            num_first = min(vacancies, int(first.sum()))
-            grown = mask | top_k_mask(score, num_first, first)
-            return grown | top_k_mask(score, vacancies - num_first, ~grown)
+        structure = context.structure
 
-        return context.topology.with_masks({n: filled(n, m) for n, m in context.topology.masks.items()})
+        def filled(name: str) -> Tensor:
+            active, allowed = context.units(name), context.allowed(name)
+            wanted = structure.group_counts(context.topology.targets[name], allowed)
+            vacancies = wanted - structure.grouped(active, False).sum(1)
+            if not bool((vacancies > 0).any()):
+                return active
+            score = context.score(by, name, "grow")
+            open_ = allowed & ~active
+            first = open_ & ~structure.units(context.before.masks[name]) if exclude_dropped else open_
+            in_first = torch.minimum(vacancies, structure.grouped(first, False).sum(1))
+            grown = active | _select(structure, score, in_first, first)
+            return grown | _select(structure, score, vacancies - in_first, open_ & ~grown)
+
+        return context.with_units({name: filled(name) for name in context.topology.masks})
 
     return Move(f"grow({by.name})", apply, by.needs)
+
+
+def _select(structure: Structure, score: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
+    if structure.group == "layer":
+        return top_k_mask(score, int(counts), candidates)
+    return structure.top_k(score, counts, candidates)

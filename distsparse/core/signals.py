@@ -23,8 +23,14 @@ class Signals:
     grad: Tensor | None = None
     grad_abs: Tensor | None = None
     """Sum of |grad| over the method's gradient window (the last step alone by default)."""
+    grad_ema: Tensor | None = None
+    """Exponential moving average of the gradient of every weight, active or not."""
+    hessian_grad: Tensor | None = None
+    """Hessian times gradient, at the initialization."""
+    flow: Tensor | None = None
+    """Gradient of SynFlow's data-free objective with respect to |w|, at the initialization."""
 
-    def random_bits(self) -> Tensor:
-        """Return 64 random bits per weight (int64), a function of key and position only."""
-        index = torch.arange(self.weight.numel(), device=self.weight.device)
-        return counter_rng.bits(self.key, index).reshape(self.weight.shape)
+    def random_bits(self, shape: tuple[int, int]) -> Tensor:
+        """Return 64 random bits (int64) for each of (rows, cols) units: of key and position only."""
+        index = torch.arange(shape[0] * shape[1], device=self.weight.device)
+        return counter_rng.bits(self.key, index).reshape(shape)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distsparse.core.criteria import INITIAL_SIGNALS
 from distsparse.core.events import LayerChange, Rewired, Statistics
+from distsparse.core.gradients import GradientMemory
+from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active, unwrap
+from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
 from distsparse.ops.digest import mask_digest, to_hex
 
-Batch = Any
-LossFn = Callable[[nn.Module, Batch], Tensor]
+LayerSignals = dict[str, dict[str, Tensor]]
 
 
 class Sparsifier:
@@ -73,7 +75,7 @@ class Sparsifier:
         """
         if total_steps < 1:
             raise ValueError(f"total_steps = {total_steps!r}: must be at least 1")
-        method.stop_step(total_steps)
+        method.check(total_steps)
         weights = find_weights(model, include=include, exclude=exclude)
         # accelerate's wrapper delegates step() to the inner optimizer, which is where hooks and state live.
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -104,7 +106,7 @@ class Sparsifier:
         self._step = 0
         self._pending = False
         self._initialized = False
-        self._grad_abs: dict[str, Tensor] = {}
+        self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
@@ -143,11 +145,19 @@ class Sparsifier:
             ValueError: the method needs gradients and ``batches`` or ``loss_fn`` is missing.
             TopologyMismatch: ranks chose differently.
         """
-        gradients: dict[str, Tensor] = {}
-        if "grad" in self.method.init_needs or "grad_abs" in self.method.init_needs:
-            gradients = self._initial_gradients(batches, loss_fn)
+        needs = self.method.init_needs & INITIAL_SIGNALS
+        if needs and (batches is None or loss_fn is None):
+            raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
+        kept = list(batches) if needs and batches is not None else []
+        before = self._topology
+        for round_ in range(self.method.init_rounds):
+            signals: LayerSignals = {}
+            if needs and loss_fn is not None:
+                signals = initial_signals(needs, self._model, self._weights, kept, loss_fn, self._comm)
+            sparsity = self.method.initial_sparsity(round_)
+            event = self._rewire(self.method.init, signals, step=0, sparsity=sparsity, before=before)
         self._initialized = True
-        return self._rewire(self.method.init, gradients, {n: g.abs() for n, g in gradients.items()})
+        return event
 
     def step(self) -> Rewired | None:
         """Update the masks if it is time, then mask the gradients. After backward, before the optimizer.
@@ -168,18 +178,18 @@ class Sparsifier:
         step, self._step = self._step, self._step + 1
         event = None
         due = self._pending or self.method.is_update_step(step, self._total_steps)
-        in_window = self._in_gradient_window(step)
-        if (due or in_window) and any_rank(self._comm, self._gradients_not_finite()):
+        wanted = self._gradients.wants(step, pending=self._pending)
+        if (due or wanted) and any_rank(self._comm, self._gradients.not_finite()):
             self.statistics.num_deferred += due and not self._pending
             self._pending = due
         else:
-            if in_window:
-                self._accumulate_gradients()
+            if wanted:
+                self._gradients.add(step)
             if due:
                 self._pending = False
-                gradients = self._gradients() if self.method.update_needs else {}
-                event = self._rewire(self.method.update, gradients, self._grad_abs, step=step)
-                self._grad_abs = {}
+                sparsity = self.method.sparsity_at(step, self._total_steps)
+                signals = self._gradients.signals(step)
+                event = self._rewire(self.method.update, signals, step=step, sparsity=sparsity)
                 self.statistics.num_updates += 1
                 self.statistics.num_dropped += event.num_dropped
                 self.statistics.num_grown += event.num_grown
@@ -194,9 +204,11 @@ class Sparsifier:
             "step": self._step,
             "pending": self._pending,
             "targets": dict(self._topology.targets),
+            "requested": dict(self._topology.requested),
             "statistics": vars(self.statistics).copy(),
             "masks": {name: mask.clone() for name, mask in self._topology.masks.items()},
-            "grad_abs": {name: value.clone() for name, value in self._grad_abs.items()},
+            "allowed": {name: rows.clone() for name, rows in self._topology.allowed.items()},
+            "gradients": self._gradients.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,19 +226,20 @@ class Sparsifier:
         device_masks = {
             name: masks[name].to(mask.device, torch.bool) for name, mask in self._topology.masks.items()
         }
-        topology = Topology(device_masks, {name: int(state["targets"][name]) for name in shapes})
-        for name in shapes:
-            if topology.nnz(name) != topology.targets[name]:
+        allowed = {name: rows.to(device_masks[name].device) for name, rows in state["allowed"].items()}
+        targets = {name: int(state["targets"][name]) for name in shapes}
+        topology = Topology(device_masks, targets, allowed, dict(state["requested"]))
+        for name, mask in device_masks.items():
+            units = int(self.method.structure.units(mask).sum())
+            if units != topology.targets[name]:
                 raise ValueError(
-                    f"layer {name!r}: {topology.nnz(name)} active, but its target is {topology.targets[name]}"
+                    f"layer {name!r}: {units} active, but its target is {topology.targets[name]}"
                 )
         self._initialized = True
         self._step = int(state["step"])
         self._pending = bool(state["pending"])
         self.statistics = Statistics(**state["statistics"])
-        self._grad_abs = {
-            name: value.to(self._topology.masks[name].device) for name, value in state["grad_abs"].items()
-        }
+        self._gradients.load_state_dict(state["gradients"])
         self._set_topology(topology)
         self._zero_inactive()
 
@@ -235,38 +248,41 @@ class Sparsifier:
             name: torch.ones_like(weight.matrix(weight.parameter.detach()), dtype=torch.bool)
             for name, weight in self._weights.items()
         }
-        return Topology(masks, {name: mask.numel() for name, mask in masks.items()})
+        units = self.method.structure.units
+        return Topology(masks, {name: units(mask).numel() for name, mask in masks.items()})
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
         self._bits = {
             name: bit_mask(self._weights[name].unmatrix(mask), self._weights[name].parameter)
             for name, mask in topology.masks.items()
-            if topology.targets[name] < mask.numel()  # a dense layer has nothing to keep at zero
+            if not bool(mask.all())  # a dense layer has nothing to keep at zero
         }
 
     def _rewire(
         self,
         moves: Sequence[Move],
-        gradients: dict[str, Tensor],
-        grad_abs: dict[str, Tensor],
+        signals: LayerSignals,
         *,
-        step: int = 0,
+        step: int,
+        sparsity: float,
+        before: Topology | None = None,
     ) -> Rewired:
-        """Run moves, check counts and agreement, then apply: all ranks raise or none does."""
-        before = self._topology
+        """Run moves, check counts and agreement, then apply: all ranks raise or none does.
 
-        def signals(name: str, purpose: str) -> Signals:
+        ``before`` is what the returned changes are relative to, the present topology unless given.
+        """
+        now = self._topology
+        before = before or now
+
+        def signals_of(name: str, purpose: str) -> Signals:
             weight = self._weights[name]
-            return Signals(
-                weight=weight.matrix(weight.parameter.detach()),
-                key=counter_rng.key(self._seed, step, name, purpose),
-                grad=gradients.get(name),
-                grad_abs=grad_abs.get(name),
-            )
+            key = counter_rng.key(self._seed, step, name, purpose)
+            return Signals(weight.matrix(weight.parameter.detach()), key, **signals.get(name, {}))
 
         progress = self.method.progress(step, self._total_steps)
-        context = Context(before, before, self._shapes, signals, progress, self.method.sparsity(progress))
+        structure = self.method.structure
+        context = Context(now, now, self._shapes, signals_of, progress, sparsity, structure)
         with torch.no_grad():
             after = run(moves, context)
             digests = {name: mask_digest(mask) for name, mask in after.masks.items()}
@@ -283,7 +299,8 @@ class Sparsifier:
     def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
         mask = after.masks[name]
         nnz = int(mask.sum())
-        assert nnz == after.targets[name], f"{name}: {nnz} active, target {after.targets[name]}"
+        units = int(self.method.structure.units(mask).sum())
+        assert units == after.targets[name], f"{name}: {units} active, target {after.targets[name]}"
         num_dropped = int((before & ~mask).sum())
         num_before = int(before.sum())
         return LayerChange(
@@ -310,64 +327,3 @@ class Sparsifier:
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._zero_inactive()
-
-    def _gradients(self) -> dict[str, Tensor]:
-        gradients = {}
-        for name, weight in self._weights.items():
-            if weight.parameter.grad is None:
-                raise ValueError(
-                    f"weight {name!r} has no gradient at step {self._step - 1}: call step() after backward() "
-                    "and before zero_grad()"
-                )
-            gradients[name] = weight.matrix(weight.parameter.grad)
-        return gradients
-
-    def _gradients_not_finite(self) -> Tensor:
-        gradients = [w.parameter.grad for w in self._weights.values() if w.parameter.grad is not None]
-        if not gradients:
-            return torch.tensor(False, device=next(iter(self._weights.values())).parameter.device)
-        # A sum is finite only if every term is, and costs one pass without a temporary of the layer's size.
-        # It may overflow in half precision, so it runs in float32 at least; a false alarm defers one step.
-        sums = torch.stack([g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients])
-        return ~torch.isfinite(sums).all()
-
-    def _in_gradient_window(self, step: int) -> bool:
-        if "grad_abs" not in self.method.update_needs:
-            return False
-        window = self.method.gradient_window
-        return self._pending or any(
-            self.method.is_update_step(later, self._total_steps) for later in range(step, step + window)
-        )
-
-    def _accumulate_gradients(self) -> None:
-        for name, gradient in self._gradients().items():
-            # A long window of half-precision terms would lose the small ones.
-            magnitude = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
-            self._grad_abs[name] = self._grad_abs[name] + magnitude if name in self._grad_abs else magnitude
-
-    def _initial_gradients(
-        self, batches: Iterable[Batch] | None, loss_fn: LossFn | None
-    ) -> dict[str, Tensor]:
-        """Return the mean gradient over all ranks' batches; the model's own gradients are left as found."""
-        if batches is None or loss_fn is None:
-            raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
-        parameters = [weight.parameter for weight in self._weights.values()]
-        # The bare model: every rank reduces once below, not once per backward.
-        model = unwrap(self._model)
-        buffers = [buffer.clone() for buffer in model.buffers()]
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
-        num_batches = torch.zeros(1, dtype=torch.int64, device=parameters[0].device)
-        for batch in batches:
-            grads = torch.autograd.grad(loss_fn(model, batch), parameters)
-            totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
-            num_batches += 1
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(value)  # batch normalisation has counted batches that do not belong to the run
-        # Ranks may hold different numbers of batches; they must still see one and the same mean.
-        count = int(self._comm.sum(num_batches))
-        if count == 0:
-            raise ValueError("this method's first topology needs gradients, and batches is empty")
-        return {
-            name: weight.matrix(self._comm.sum(total) / count)
-            for (name, weight), total in zip(self._weights.items(), totals, strict=True)
-        }

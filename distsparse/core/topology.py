@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Masks and the exact number of active weights that each layer should have.
+    """Masks and the exact number of active units that each layer should have.
 
-    A layer's *vacancies* are ``targets[name] - nnz(name)``: a drop opens them, a grow fills them, and between
-    two updates there are none.
+    A unit is one weight, or one tile where the method's structure has tiles. A layer's *vacancies* are its
+    target less its active units: a drop opens them, a grow fills them; between updates there are none.
     """
 
     masks: Mapping[str, Tensor]
     """bool (rows, cols) for each layer: True is active."""
     targets: Mapping[str, int]
-    """requested active count of each layer."""
+    """requested active units of each layer."""
+    allowed: Mapping[str, Tensor] = field(default_factory=dict)
+    """bool (rows, 1): rows that may be active, of layers that have ablated rows; all rows elsewhere."""
+    requested: Mapping[str, int] = field(default_factory=dict)
+    """active units that the last allocation gave to a layer, before its groups rounded them."""
 
     def nnz(self, name: str) -> int:
         """Return the number of active weights of a layer."""
@@ -42,4 +46,8 @@ class Topology:
 
     def with_masks(self, masks: Mapping[str, Tensor]) -> Topology:
         """Return the same targets with other masks."""
-        return Topology(masks=masks, targets=self.targets)
+        return replace(self, masks=masks)
+
+    def with_targets(self, targets: Mapping[str, int]) -> Topology:
+        """Return the same masks with other targets."""
+        return replace(self, targets=targets)

@@ -178,7 +178,9 @@ def _layer_row(weight: SparseWeight, mask: Tensor, target: int, flops: Mapping[s
 def _training_flops(config: RunConfig, history: History, flops: Mapping[str, int]) -> float:
     """Return the run's training FLOPs relative to dense, from the topology between every two updates."""
     method = build_method(config)
-    dense_gradient_steps = method.gradient_window if "grad_abs" in method.update_needs else 0
+    needs = method.update_needs
+    dense_gradient_steps = method.gradient_window if needs & {"grad", "grad_abs"} else 0
+    every_step = "grad_ema" in needs
     density: dict[int, dict[str, float]] = {}
     for row in history.rewires:
         density.setdefault(row["step"], {})[row["layer"]] = row["nnz"] / row["num_weights"]
@@ -186,7 +188,7 @@ def _training_flops(config: RunConfig, history: History, flops: Mapping[str, int
     segments = [
         export.Segment(
             end - start,
-            min(dense_gradient_steps, end - start) if end in density else 0,
+            end - start if every_step else min(dense_gradient_steps, end - start) if end in density else 0,
             export.inference_flops(flops, density[start]),
         )
         for start, end in itertools.pairwise(starts)

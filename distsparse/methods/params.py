@@ -33,6 +33,29 @@ Allocation = Annotated[AllocationName, Field(description="how active weights are
 Norm = Annotated[
     SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")
 ]
+AllocationPower = Annotated[
+    float, Field(gt=0, description="exponent of the density's dependence on shape, for er and erk only")
+]
+InitialSparsity = Annotated[float, Field(ge=0, lt=1, description="sparsity at the start of the schedule")]
+TStart = Annotated[
+    float, Field(ge=0, lt=1, description="fraction of the run before which the masks are not updated")
+]
+Group = Annotated[
+    Literal["layer", "row"] | Annotated[int, Field(gt=1)],
+    Field(
+        description="scope of a fixed count: layer, row (constant fan-in), or M for N of every M inputs "
+        "with N from the sparsity"
+    ),
+]
+TileSize = Annotated[int, Field(ge=1)]
+Tile = Annotated[
+    tuple[TileSize, TileSize], Field(description="rows and columns of weights that live and die together")
+]
+Gamma = Annotated[
+    float, Field(ge=0, le=1, description="a neuron with fewer salient weights than γ · fan-in is ablated")
+]
+GrowScale = Annotated[float, Field(ge=0, description="weight of |gradient| beside |weight| in the drop (λ)")]
+InitRounds = Annotated[int, Field(gt=0, description="rounds in which the initial sparsity is reached")]
 GradAccumulation = Annotated[
     int, Field(gt=0, description="steps before an update over which |gradient| is summed for growth")
 ]

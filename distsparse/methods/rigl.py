@@ -10,14 +10,17 @@ from distsparse.methods.params import (
     DeltaT,
     ExcludeDropped,
     GradAccumulation,
+    Group,
     Norm,
     SkipOptimizerStep,
     Sparsity,
     TEnd,
+    Tile,
     drop_fraction,
 )
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("rigl")
@@ -33,6 +36,8 @@ def rigl(
     grad_accumulation: GradAccumulation = 1,
     exclude_dropped: ExcludeDropped = False,
     skip_optimizer_step: SkipOptimizerStep = True,
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Exchange a fraction of the weakest weights for those with the largest gradient."""
     return Method(
@@ -46,4 +51,5 @@ def rigl(
         stop=T_end,
         gradient_window=grad_accumulation,
         skip_optimizer_step=skip_optimizer_step,
+        structure=Structure(tile=tile, group=group),
     )

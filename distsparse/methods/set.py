@@ -9,14 +9,17 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     ExcludeDropped,
+    Group,
     Norm,
     SkipOptimizerStep,
     Sparsity,
     TEnd,
+    Tile,
     drop_fraction,
 )
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("set")
@@ -31,6 +34,8 @@ def set_(
     sensitivity_norm: Norm = "rms",
     exclude_dropped: ExcludeDropped = False,
     skip_optimizer_step: SkipOptimizerStep = True,
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Exchange a fraction of the weakest weights for random ones.
 
@@ -47,4 +52,5 @@ def set_(
         every=delta_T,
         stop=T_end,
         skip_optimizer_step=skip_optimizer_step,
+        structure=Structure(tile=tile, group=group),
     )

@@ -26,12 +26,14 @@ def num_active(num_weights: int, sparsity: float) -> int:
     return num_weights - round(sparsity * num_weights)
 
 
-def apportion(shares: Sequence[float], total: int, caps: Sequence[int]) -> list[int]:
+def apportion(
+    shares: Sequence[float], total: int, caps: Sequence[int], *, none_empty: bool = True
+) -> list[int]:
     """Split ``total`` in proportion to ``shares``, at most ``caps`` each, exactly.
 
     Capped entries become full and the rest is solved again; fractions are settled by largest remainder, ties
-    to the lower index. While the total allows, no entry with a share is left at zero: a layer without any
-    active weight would cut the network in two.
+    to the lower index. While the total allows, no entry with a share is left at zero (``none_empty``): a
+    layer without any active weight would cut the network in two.
 
     Raises:
         ValueError: the total is negative or larger than the caps of the entries that have a share.
@@ -55,7 +57,7 @@ def apportion(shares: Sequence[float], total: int, caps: Sequence[int]) -> list[
     by_remainder = sorted(open_, key=lambda i: (counts[i] - ideal[i], i))
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1
-    return _without_empty(counts, shares, caps, total)
+    return _without_empty(counts, shares, caps, total) if none_empty else counts
 
 
 def _without_empty(counts: list[int], shares: Sequence[float], caps: Sequence[int], total: int) -> list[int]:
@@ -86,20 +88,21 @@ def uniform(
     return [caps[0], *apportion(shares[1:], total - caps[0], caps[1:])]
 
 
-def er(shapes: Sequence[Shape], total: int, caps: Sequence[int]) -> list[int]:
-    """Erdős–Rényi: density ∝ (n_in + n_out) / (n_in · n_out) (SET, Mocanu et al. 2018, equation 1).
+def er(shapes: Sequence[Shape], total: int, caps: Sequence[int], *, power: float = 1.0) -> list[int]:
+    """Erdős–Rényi: density ∝ ((n_in + n_out) / (n_in · n_out))^power (SET, Mocanu et al. 2018, equation 1).
 
     Kernel dimensions do not count: every tap of a convolution gets the density of its channel matrix.
     """
-    return apportion([(s[0] + s[1]) * math.prod(s[2:]) for s in shapes], total, caps)
+    shares = [((s[0] + s[1]) / (s[0] * s[1])) ** power * math.prod(s) for s in shapes]
+    return apportion(shares, total, caps)
 
 
-def erk(shapes: Sequence[Shape], total: int, caps: Sequence[int]) -> list[int]:
-    """Erdős–Rényi-Kernel: density ∝ (n_in + n_out + k_h + k_w) / (n_in · n_out · k_h · k_w).
+def erk(shapes: Sequence[Shape], total: int, caps: Sequence[int], *, power: float = 1.0) -> list[int]:
+    """Erdős–Rényi-Kernel: density ∝ ((n_in + n_out + k_h + k_w) / (n_in · n_out · k_h · k_w))^power.
 
     RigL, Evci et al. 2020, arXiv:1911.11134, section 3; saturated layers become dense and ε is solved again.
     """
-    return apportion([float(sum(shape)) for shape in shapes], total, caps)
+    return apportion([(sum(s) / math.prod(s)) ** power * math.prod(s) for s in shapes], total, caps)
 
 
 def sensitivity(

@@ -75,9 +75,9 @@ def check(config: RunConfig) -> Dataset:
     """
     dataset = load_data(config)
     _, total_steps = num_steps(config, dataset)
-    method = build_method(config)
     try:
-        method.stop_step(total_steps)
+        method = build_method(config)
+        method.check(total_steps)
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
     with _blaming("model", config.model.name):

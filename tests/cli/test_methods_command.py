@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from distsparse import methods
 from distsparse.cli.main import main
+from distsparse.cli.methods import to_markdown
 from distsparse.methods import methods as registry
 
 
@@ -66,3 +68,29 @@ def test_only_the_methods_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "rigel"]) == 2
     assert "did you mean 'rigl'" in capsys.readouterr().err
+
+
+def test_reference_is_up_to_date() -> None:
+    path = Path(__file__).parents[2] / "docs" / "methods.md"
+    command = "Path('docs/methods.md').write_text(distsparse.cli.methods.to_markdown())"
+    assert path.read_text() == to_markdown(), f"write it again: {command}"
+
+
+def test_reference_has_moves_papers_and_ranges() -> None:
+    sections = dict(
+        section.split("\n", 1) for section in to_markdown().removeprefix("# Methods").split("\n## ")[1:]
+    )
+    assert list(sections) == methods.names()
+    for entry in registry:
+        assert entry.summary in sections[entry.name]
+        assert entry.source in sections[entry.name]
+        for name, info in entry.schema.model_fields.items():
+            assert f"| `{name}` | `{info.default!r}` | " in sections[entry.name]
+            assert (info.description or "").replace("|", "\\|") in sections[entry.name]
+    rigl = sections["rigl"]
+    assert "- First topology: `prune(random, erk)`\n" in rigl
+    assert "- Update: `drop(magnitude)` → `grow(gradient)`\n" in rigl
+    assert "| `alpha` | `0.3` | float > 0, ≤ 1 | " in rigl
+    assert "| `group` | `'layer'` | layer \\| row \\| int > 1 | " in rigl
+    assert "| `tile` | `(1, 1)` | (int ≥ 1, int ≥ 1) | " in rigl
+    assert "- First topology: all weights active\n- Update: none\n\nNo parameters." in sections["dense"]

@@ -81,9 +81,9 @@ def test_nothing_is_summed_outside_the_window() -> None:
     rig = Rig(window=2)
     for step, value in enumerate(gradients(4)):
         rig.step(value)
-        assert rig.sparsifier.state_dict()["grad_abs"] == {}, step
+        assert rig.sparsifier.state_dict()["gradients"]["grad_abs"] == {}, step
     rig.step(gradients(5)[4])
-    assert list(rig.sparsifier.state_dict()["grad_abs"]) == ["weight"]
+    assert list(rig.sparsifier.state_dict()["gradients"]["grad_abs"]) == ["weight"]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(interrupted: int)
     whole.sparsifier.initialize()
     whole.train(0, interrupted)
     state = whole.state()
-    assert bool(state["Sparsifier"]["grad_abs"]) == (interrupted in (9, 10))
+    assert bool(state["Sparsifier"]["gradients"]["grad_abs"]) == (interrupted in (9, 10))
     whole.train(interrupted, STEPS)
 
     resumed = Trainer(seed=1)

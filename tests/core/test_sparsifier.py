@@ -100,17 +100,17 @@ def test_counts_are_exact_after_every_update(sparsity: float) -> None:
 def test_sparsity_rises_along_its_schedule() -> None:
     update = (prune(magnitude, allocation=allocator("erk")),)
     model = network()
-    sparsifier = attach(Method(sparsity=cubic(0.96), update=update, every=5, stop=20), model)
+    sparsifier = attach(Method(sparsity=cubic(0.96), update=update, every=5, stop=20), model, total_steps=21)
     sparsifier.initialize()
     assert sparsifier.topology.sparsity == 0
     seen = []
-    for step in range(20):
+    for step in range(21):
         backward(model, step)
         if sparsifier.step():
             seen.append(sparsifier.topology.sparsity)
             assert_exact(sparsifier, cubic(0.96)(step / 20))
-    # 0.96 (1 - (1 - p)³) at 1/4, 1/2, 3/4
-    assert seen == pytest.approx([0.555, 0.84, 0.945], abs=1e-4)
+    # 0.96 (1 - (1 - p)³) at 1/4, 1/2, 3/4, 1
+    assert seen == pytest.approx([0.555, 0.84, 0.945, 0.96], abs=1e-4)
 
 
 def test_attach_touches_nothing() -> None:

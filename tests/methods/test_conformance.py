@@ -16,15 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import Method, Rewired, Signals, Sparsifier
 from distsparse.methods import methods, names
+from distsparse.methods.params import Group
 from distsparse.ops.allocation import num_active
 
 STEPS = 14
 
 # Small values for a small run; each is set where a method has such a keyword.
-FAST = {"sparsity": 0.7, "delta_T": 3}
+FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4}
 
 # A keyword that matters only under another one.
 REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
+
+# Other values where the next one is too near to show in a small run.
+ALTERNATIVES = {"rounds": [1], "gamma": [0.9]}
 
 INPUT = (2, 6, 6)
 
@@ -111,7 +115,9 @@ class Trainer:
         sparsifier = self.sparsifier
         for name, weight in sparsifier.weights.items():
             mask = sparsifier.topology.masks[name]
-            assert int(mask.sum()) == sparsifier.topology.targets[name]
+            units = sparsifier.method.structure.units(mask)
+            assert torch.equal(sparsifier.method.structure.expand(units, tuple(mask.shape)), mask)
+            assert int(units.sum()) == sparsifier.topology.targets[name]
             state = self.optimizer.state[weight.parameter].values()
             tensors = [weight.parameter.detach(), weight.parameter.grad, *state]
             for tensor in tensors:
@@ -154,10 +160,22 @@ class TestEveryMethod:
         method = configured(name)
         trainer = finished(method, network=network, optimizer=optimizer)  # checks every step
         topology = trainer.sparsifier.topology
-        progress = [method.progress(event.step, STEPS) for event in trainer.events]
-        for event, at in zip(trainer.events, progress, strict=True):
-            expected = num_active(topology.num_weights, method.sparsity(at))
-            assert sum(layer.nnz for layer in event.layers) == expected
+        for event in trainer.events:
+            if event.step:
+                sparsity = method.sparsity_at(event.step, STEPS)
+            else:
+                sparsity = method.sparsity(0.0) if method.init else 0.0
+            expected = num_active(topology.num_weights, sparsity)
+            found = sum(layer.nnz for layer in event.layers)
+            # A fan-in is rounded to whole weights, so a layer may be off by half a weight for each row.
+            num_rows = sum(len(mask) for mask in topology.masks.values())
+            assert abs(found - expected) <= (0 if method.structure.group == "layer" else num_rows / 2)
+        for mask in topology.masks.values():
+            if method.structure.group == "row":
+                fan_in = mask.sum(1)
+                assert len(fan_in[fan_in > 0].unique()) == 1
+        if method.update:
+            assert trainer.events[-1].step == max(trainer.sparsifier.update_schedule())
         updates = [event.step for event in trainer.events[1:]]
         assert updates == trainer.sparsifier.update_schedule()
         assert trainer.sparsifier.statistics.num_updates == len(updates)
@@ -189,25 +207,109 @@ class TestEveryMethod:
             assert torch.equal(mask, expected)
 
 
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "unstructured": {},
+    "constant fan-in": {"group": "row"},
+    "2:4": {"group": 4, "sparsity": 0.5},
+    "1:4": {"group": 4},
+    "tiles": {"tile": (2, 2)},
+    "wide tiles": {"tile": (1, 5)},
+}
+STRUCTURED = [name for name in names() if {"group", "tile"} <= set(methods.get(name).schema.model_fields)]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", STRUCTURED)
+class TestEveryStructure:
+    def test_holds_after_every_update(self, name: str, network: str, structure: str) -> None:
+        method = configured(name, **STRUCTURES[structure])
+        trainer = Trainer(method, network=network).initialize()
+        sparsifier = trainer.sparsifier
+        self.check(sparsifier, num_wanted(sparsifier, method.sparsity(0.0) if method.init else 0.0))
+        for step in range(STEPS):
+            num_updates = sparsifier.statistics.num_updates
+            trainer.train(step, step + 1)  # checks counts, tiles and zeros
+            if sparsifier.statistics.num_updates > num_updates:
+                self.check(sparsifier, num_wanted(sparsifier, method.sparsity_at(step, STEPS)))
+
+    def check(self, sparsifier: Sparsifier, num_units: int) -> None:
+        topology, group = sparsifier.topology, sparsifier.method.structure.group
+        if group == "layer":
+            assert sum(topology.targets.values()) == num_units
+            return
+        for mask in topology.masks.values():
+            size = mask.shape[1] if group == "row" else group
+            per_group = {
+                first: mask[:, first : first + size].sum(1).unique().tolist()
+                for first in range(0, mask.shape[1], size)
+            }
+            # The same N in every group of every row; a narrower last group holds as many as it can.
+            (fan_in,) = per_group[0]
+            for first, found in per_group.items():
+                assert found == [min(fan_in, mask.shape[1] - first)]
+
+    def test_resumed_equals_uninterrupted(self, name: str, network: str, structure: str) -> None:
+        method = configured(name, **STRUCTURES[structure])
+        whole = Trainer(method, network=network).initialize().train(0, 5)
+        state = whole.state()
+        whole.train(5)
+        resumed = Trainer(method, network=network, model_seed=1).restore(state).train(5)
+        assert resumed.outcome()[2] == whole.outcome()[2]
+
+
+def num_wanted(sparsifier: Sparsifier, sparsity: float) -> int:
+    """Active units of all layers at a sparsity."""
+    units = [sparsifier.method.structure.units(mask).numel() for mask in sparsifier.topology.masks.values()]
+    return num_active(sum(units), sparsity)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_two_of_four_is_two_of_every_four(name: str) -> None:
+    """With the same density in every layer, and columns that four divides."""
+    method = configured(name, sparsity=0.5, group=4, allocation="uniform")
+    masks = finished(method, network="linear").sparsifier.topology.masks
+    for mask in list(masks.values())[:2]:  # 72 and 16 inputs
+        assert (mask.reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_tile_and_group_exclude_each_other(name: str) -> None:
+    with pytest.raises(ValueError, match=r"tile = \(2, 2\) with group = 4: they exclude each other"):
+        configured(name, tile=(2, 2), group=4)
+    with pytest.raises(ValueError, match=rf"{name}\.group = 1: .*greater than 1"):
+        configured(name, group=1)
+    with pytest.raises(ValueError, match=rf"{name}\.tile = 0: .*greater than or equal to 1"):
+        configured(name, tile=(0, 2))
+
+
 @pytest.mark.parametrize("name", names())
 def test_the_seed_matters_where_a_method_is_random(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = []
     random_bits = Signals.random_bits
-    monkeypatch.setattr(Signals, "random_bits", lambda self: draws.append(1) or random_bits(self))
+    monkeypatch.setattr(
+        Signals, "random_bits", lambda self, shape: draws.append(1) or random_bits(self, shape)
+    )
     outcomes = [finished(configured(name), seed=seed).outcome() for seed in (0, 1)]
     assert (outcomes[0] != outcomes[1]) == bool(draws)
 
 
 def alternatives(name: str, field: str, value: Any) -> list[Any]:
     """Other values of a keyword, from its annotation; a number has one of the first two that are valid."""
+    if field in ALTERNATIVES:
+        return ALTERNATIVES[field]
     entry = methods.get(name)
     annotation = entry.schema.model_fields[field].annotation
     if typing.get_origin(annotation) is Literal:
         return [choice for choice in typing.get_args(annotation) if choice != value]
     if annotation is bool:
         return [not value]
+    if annotation == typing.get_args(Group)[0]:
+        return ["row", 4]
+    if typing.get_origin(annotation) is tuple:
+        return [(2, 2), (1, 3)]
     assert annotation in (int, float), f"teach this test other values of {field}: {annotation}"
-    candidates = (value + 1, value - 1) if annotation is int else (value / 2, (value + 1) / 2)
+    candidates = (value + 1, value - 1) if annotation is int else (value / 2 or 0.25, (value + 1) / 2)
     for candidate in candidates:
         try:
             entry.parse({field: candidate}, name)

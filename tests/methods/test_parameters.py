@@ -34,7 +34,11 @@ BAD = [
     ("alpha", 1.5, "less than or equal to 1"),
     ("T_end", 0.0, "greater than 0"),
     ("alpha_schedule", "cosin", "'constant', 'cosine', 'linear' or 'inverse_power'"),
-    ("allocation", "ERK", "'uniform', 'uniform_first_dense', 'er', 'erk' or 'sensitivity'"),
+    (
+        "allocation",
+        "ERK",
+        "'uniform', 'uniform_first_dense', 'er', 'erk', 'sensitivity', 'global_magnitude' or 'lamp'",
+    ),
     ("sensitivity_norm", "l1", "'rms', 'l2' or 'mean_abs'"),
     ("grad_accumulation", 0, "greater than 0"),
     ("exclude_dropped", 1, "valid boolean"),

@@ -1,0 +1,106 @@
+"""What a method remembers of the gradients between its updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distsparse.core.method import Method
+from distsparse.core.weights import SparseWeight
+
+EMA_DECAY = 0.9
+"""of ``grad_ema``: the momentum of SNFS's experiments"""
+
+
+class GradientMemory:
+    """Sums of |gradient| over the window before an update, and moving averages, as the method needs them.
+
+    All from the reduced gradients, so equal on all ranks.
+    """
+
+    def __init__(self, weights: Mapping[str, SparseWeight], method: Method, total_steps: int) -> None:
+        self._weights = weights
+        self._method = method
+        self._total_steps = total_steps
+        self._abs: dict[str, Tensor] = {}
+        self._ema: dict[str, Tensor] = {}
+
+    def wants(self, step: int, *, pending: bool) -> bool:
+        """Tell whether a step's dense gradient matters."""
+        needs = self._method.update_needs
+        if "grad_ema" in needs and step <= self._method.stop_step(self._total_steps):
+            return True
+        window = range(step, step + self._method.gradient_window)
+        return bool(needs & {"grad", "grad_abs"}) and (
+            pending or any(self._method.is_update_step(later, self._total_steps) for later in window)
+        )
+
+    def current(self, step: int) -> dict[str, Tensor]:
+        """Return each weight's gradient as (rows, cols).
+
+        Raises:
+            ValueError: a weight has none.
+        """
+        gradients = {}
+        for name, weight in self._weights.items():
+            if weight.parameter.grad is None:
+                raise ValueError(
+                    f"weight {name!r} has no gradient at step {step}: call step() after backward() "
+                    "and before zero_grad()"
+                )
+            gradients[name] = weight.matrix(weight.parameter.grad)
+        return gradients
+
+    def add(self, step: int) -> None:
+        """Take in a step's gradients."""
+        needs = self._method.update_needs
+        for name, gradient in self.current(step).items():
+            # A long window of half-precision terms would lose the small ones.
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            if "grad_abs" in needs:
+                magnitude = gradient.abs()
+                self._abs[name] = self._abs[name] + magnitude if name in self._abs else magnitude
+            if "grad_ema" in needs:
+                old = self._ema.get(name)
+                share = (1 - EMA_DECAY) * gradient
+                self._ema[name] = share if old is None else old * EMA_DECAY + share
+
+    def signals(self, step: int) -> dict[str, dict[str, Tensor]]:
+        """Return the signals of an update by layer and signal, and begin a new window."""
+        needs = self._method.update_needs
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in self._weights}
+        current = self.current(step) if "grad" in needs else {}
+        for kind, values in (("grad", current), ("grad_abs", self._abs), ("grad_ema", self._ema)):
+            for name, value in values.items():
+                found[name][kind] = value
+        self._abs = {}
+        return found
+
+    def not_finite(self) -> Tensor:
+        """Return a 0-dim bool: any gradient has a NaN or an infinity."""
+        gradients = [w.parameter.grad for w in self._weights.values() if w.parameter.grad is not None]
+        if not gradients:
+            return torch.tensor(False, device=next(iter(self._weights.values())).parameter.device)
+        # A sum is finite only if every term is, and costs one pass without a temporary of the layer's size.
+        # It may overflow in half precision, so it runs in float32 at least; a false alarm defers one step.
+        device = gradients[0].device
+        sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).to(device) for g in gradients]
+        return ~torch.isfinite(torch.stack(sums)).all()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered."""
+        return {
+            "grad_abs": {name: value.clone() for name, value in self._abs.items()},
+            "grad_ema": {name: value.clone() for name, value in self._ema.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+
+        def moved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: v.to(self._weights[n].parameter.device) for n, v in values.items()}
+
+        self._abs, self._ema = moved(state["grad_abs"]), moved(state["grad_ema"])

@@ -1,0 +1,135 @@
+"""Signals of the first topology: gradients, Hessian-gradient products, synaptic flow, from a few batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distsparse.core.weights import SparseWeight, unwrap
+from distsparse.dist import Comm
+
+Batch = Any
+LossFn = Callable[[nn.Module, Batch], Tensor]
+
+
+def initial_signals(
+    needs: frozenset[str],
+    model: nn.Module,
+    weights: Mapping[str, SparseWeight],
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    comm: Comm,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the signals that the initial moves need, by layer and signal, equal on all ranks.
+
+    The model's own gradients, its buffers (batch statistics) and its mode are left as found. All ranks must
+    call it.
+    """
+    bare = unwrap(model)
+    parameters = [weight.parameter for weight in weights.values()]
+    buffers = [buffer.clone() for buffer in bare.buffers()]
+    found: dict[str, list[Tensor]] = {}
+    if needs & {"grad", "grad_abs", "hessian_grad"}:
+        found["grad"] = _mean(
+            batches, lambda batch: _gradient(bare, batch, loss_fn, parameters), parameters, comm
+        )
+        found["grad_abs"] = [gradient.abs() for gradient in found["grad"]]
+    if "hessian_grad" in needs:
+        gradient = found["grad"]
+        found["hessian_grad"] = _mean(
+            batches,
+            lambda batch: _hessian_product(bare, batch, loss_fn, parameters, gradient),
+            parameters,
+            comm,
+        )
+    if "flow" in needs:
+        found["flow"] = _flow(bare, batches, parameters)
+    for buffer, value in zip(bare.buffers(), buffers, strict=True):
+        buffer.copy_(value)  # batch normalisation has counted batches that do not belong to the run
+    return {
+        name: {kind: weight.matrix(values[i]) for kind, values in found.items()}
+        for i, (name, weight) in enumerate(weights.items())
+    }
+
+
+def _gradient(
+    model: nn.Module, batch: Batch, loss_fn: LossFn, parameters: Sequence[nn.Parameter]
+) -> Sequence[Tensor]:
+    return torch.autograd.grad(loss_fn(model, batch), parameters)
+
+
+def _hessian_product(
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: LossFn,
+    parameters: Sequence[nn.Parameter],
+    vector: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Return the Hessian of a batch's loss times a vector, by differentiating ⟨gradient, vector⟩."""
+    gradients = torch.autograd.grad(loss_fn(model, batch), parameters, create_graph=True)
+    product = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
+    assert isinstance(product, Tensor)
+    return torch.autograd.grad(product, parameters)
+
+
+def _mean(
+    batches: Iterable[Batch],
+    of: Callable[[Batch], Sequence[Tensor]],
+    parameters: Sequence[nn.Parameter],
+    comm: Comm,
+) -> list[Tensor]:
+    """Return the mean over all ranks' batches; ranks may hold different numbers of them.
+
+    Raises:
+        ValueError: no rank holds any.
+    """
+    totals = [torch.zeros_like(parameter) for parameter in parameters]
+    num_batches = torch.zeros(1, dtype=torch.int64, device=parameters[0].device)
+    for batch in batches:
+        totals = [total + part for total, part in zip(totals, of(batch), strict=True)]
+        num_batches += 1
+    count = int(comm.sum(num_batches))
+    if count == 0:
+        raise ValueError("this method's first topology needs gradients, and batches is empty")
+    return [comm.sum(total) / count for total in totals]
+
+
+def _flow(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return ∂R/∂|w| of R = the sum of the outputs for an input of ones and absolute weights.
+
+    In evaluation mode, so that a fresh batch normalisation is the identity, and in double precision, since
+    R grows with the depth.
+
+    Raises:
+        ValueError: there is no batch, or none that tells the input's shape.
+    """
+    if not batches:
+        raise ValueError("synaptic flow needs one batch, for the shape of the input, and batches is empty")
+    first = batches[0]
+    inputs = first[0] if isinstance(first, (tuple, list)) else first
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            "synaptic flow needs a batch that is a tensor of inputs, or (inputs, …), "
+            f"not {type(first).__name__}"
+        )
+    ones = torch.ones_like(inputs[:1], dtype=torch.float64)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    absolute = {
+        name: parameter.detach().to(torch.float64).abs().requires_grad_()
+        for name, parameter in model.named_parameters()
+    }
+    buffers = {
+        name: buffer.to(torch.float64) if buffer.is_floating_point() else buffer.clone()
+        for name, buffer in model.named_buffers()
+    }
+    training = model.training
+    model.eval()
+    try:
+        outputs: Tensor = functional_call(model, (absolute, buffers), (ones,))
+    finally:
+        model.train(training)
+    return list(torch.autograd.grad(outputs.sum(), [absolute[names[id(p)]] for p in parameters]))

@@ -1,0 +1,42 @@
+"""DSR: Dynamic Sparse Reparameterization (Mostafa and Wang 2019, arXiv:1902.05967)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distsparse.core import Method, Signals, allocator, drop, grow, magnitude, prune, random, redistribute
+from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+
+
+@method("dsr")
+def dsr(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.1,
+    alpha_schedule: AlphaSchedule = "constant",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "uniform",
+) -> Method:
+    """Drop by one global threshold, and grow at random in proportion to the survivors of each layer.
+
+    The paper adapts the threshold so that about a given number of weights falls below it; here the threshold
+    is the one that drops exactly the fraction α of all active weights. A weight just dropped is not grown.
+    """
+    return Method(
+        init=(prune(random, allocation=allocator(allocation)),),
+        update=(
+            drop(magnitude, drop_fraction(alpha_schedule, alpha), scope="global"),
+            redistribute("survivors", _survivors, frozenset()),
+            grow(random, exclude_dropped=True),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+    )
+
+
+def _survivors(signals: Signals, active: Tensor, kept: Tensor) -> float:
+    return float(kept.sum())

@@ -1,0 +1,50 @@
+"""MEST: memory-economic sparse training on the edge (Yuan et al. 2021, NeurIPS, arXiv:2110.14032)."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, allocator, drop, grow, magnitude_and_gradient, prune, random
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    Group,
+    GrowScale,
+    Sparsity,
+    TEnd,
+    Tile,
+    drop_fraction,
+)
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
+
+
+@method("mest")
+def mest(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.3,
+    alpha_schedule: AlphaSchedule = "linear",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "uniform",
+    gradient_weight: GrowScale = 1.0,
+    group: Group = "layer",
+    tile: Tile = (1, 1),
+) -> Method:
+    """Drop the smallest |w| + λ|g|, and grow at random.
+
+    Without the paper's elastic mutation: as many weights are grown as are dropped.
+    """
+    return Method(
+        init=(prune(random, allocation=allocator(allocation)),),
+        update=(
+            drop(magnitude_and_gradient(gradient_weight), drop_fraction(alpha_schedule, alpha)),
+            grow(random),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+        structure=Structure(tile=tile, group=group),
+    )

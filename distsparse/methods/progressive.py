@@ -1,0 +1,36 @@
+"""Progressive pruning in one training cycle: monotonic, linear in time, never regrows."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, allocator, magnitude, prune
+from distsparse.methods.params import Allocation, DeltaT, Group, InitialSparsity, Sparsity, TEnd, Tile, TStart
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import linear
+from distsparse.ops.structure import Structure
+
+
+@method("progressive")
+def progressive(
+    *,
+    sparsity: Sparsity = 0.9,
+    initial_sparsity: InitialSparsity = 0.0,
+    delta_T: DeltaT = 100,
+    T_start: TStart = 0.0,
+    T_end: TEnd = 1.0,
+    allocation: Allocation = "global_magnitude",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
+) -> Method:
+    """Start dense, and prune the smallest weights of all along a linear schedule.
+
+    The percentile is over all weights, not over the active ones, which would compound. Set ``delta_T`` to the
+    steps of an epoch for one prune per epoch.
+    """
+    return Method(
+        update=(prune(magnitude, allocation=allocator(allocation)),),
+        sparsity=linear(initial_sparsity, sparsity),
+        every=delta_T,
+        start=T_start,
+        stop=T_end,
+        structure=Structure(tile=tile, group=group),
+    )

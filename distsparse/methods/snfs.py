@@ -1,0 +1,53 @@
+"""SNFS: Sparse Networks From Scratch (Dettmers and Zettlemoyer 2019, arXiv:1907.04840)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distsparse.core import (
+    Method,
+    Signals,
+    allocator,
+    drop,
+    grow,
+    magnitude,
+    momentum,
+    prune,
+    random,
+    redistribute,
+)
+from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+
+
+@method("snfs")
+def snfs(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.3,
+    alpha_schedule: AlphaSchedule = "cosine",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "uniform",
+) -> Method:
+    """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
+
+    The momentum is a moving average (0.9) of the dense gradient. The paper prunes once per epoch.
+    """
+    return Method(
+        init=(prune(random, allocation=allocator(allocation)),),
+        update=(
+            drop(magnitude, drop_fraction(alpha_schedule, alpha)),
+            redistribute("mean momentum of active weights", _mean_momentum, momentum.needs),
+            grow(momentum),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+    )
+
+
+def _mean_momentum(signals: Signals, active: Tensor, kept: Tensor) -> float:
+    """Return the mean |momentum| of the weights that were active before the drop (algorithm 1)."""
+    return float(momentum.score(signals)[active].mean()) if bool(active.any()) else 0.0

@@ -1,0 +1,51 @@
+"""SRigL: dynamic sparse training with structured sparsity (Lasby et al. 2024, ICLR, arXiv:2305.02299)."""
+
+from __future__ import annotations
+
+from distsparse.core import Method, ablate, allocator, drop, gradient, grow, magnitude, prune, random
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    Gamma,
+    SkipOptimizerStep,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
+from distsparse.methods.registry import method
+from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
+
+
+@method("srigl")
+def srigl(
+    *,
+    sparsity: Sparsity = 0.9,
+    delta_T: DeltaT = 100,
+    alpha: Alpha = 0.3,
+    alpha_schedule: AlphaSchedule = "cosine",
+    T_end: TEnd = 0.75,
+    allocation: Allocation = "erk",
+    gamma: Gamma = 0.3,
+    skip_optimizer_step: SkipOptimizerStep = True,
+) -> Method:
+    """RigL with a constant fan-in in each layer; neurons with few salient weights are ablated.
+
+    The last layer keeps all its neurons. The fan-in is rounded to whole weights, so that a layer's count is
+    a multiple of its open neurons.
+    """
+    return Method(
+        init=(prune(random, allocation=allocator(allocation)),),
+        update=(
+            drop(magnitude, drop_fraction(alpha_schedule, alpha)),
+            ablate(gradient, gamma=gamma),
+            grow(gradient),
+        ),
+        sparsity=constant(sparsity),
+        every=delta_T,
+        stop=T_end,
+        structure=Structure(group="row"),
+        skip_optimizer_step=skip_optimizer_step,
+    )
