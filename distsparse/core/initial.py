@@ -23,6 +23,8 @@ def initial_signals(
     batches: Sequence[Batch],
     loss_fn: LossFn,
     comm: Comm,
+    *,
+    temperature: float = 1.0,
 ) -> dict[str, dict[str, Tensor]]:
     """Return the signals that the initial moves need, by layer and signal, equal on all ranks.
 
@@ -30,19 +32,20 @@ def initial_signals(
     call it.
     """
     bare = unwrap(model)
+    softened = bare if temperature == 1 else _Softened(bare, temperature)
     parameters = [weight.parameter for weight in weights.values()]
     buffers = [buffer.clone() for buffer in bare.buffers()]
     found: dict[str, list[Tensor]] = {}
     if needs & {"grad", "grad_abs", "hessian_grad"}:
         found["grad"] = _mean(
-            batches, lambda batch: _gradient(bare, batch, loss_fn, parameters), parameters, comm
+            batches, lambda batch: _gradient(softened, batch, loss_fn, parameters), parameters, comm
         )
         found["grad_abs"] = [gradient.abs() for gradient in found["grad"]]
     if "hessian_grad" in needs:
         gradient = found["grad"]
         found["hessian_grad"] = _mean(
             batches,
-            lambda batch: _hessian_product(bare, batch, loss_fn, parameters, gradient),
+            lambda batch: _hessian_product(softened, batch, loss_fn, parameters, gradient),
             parameters,
             comm,
         )
@@ -54,6 +57,18 @@ def initial_signals(
         name: {kind: weight.matrix(values[i]) for kind, values in found.items()}
         for i, (name, weight) in enumerate(weights.items())
     }
+
+
+class _Softened(nn.Module):
+    """A model whose output tensor is divided by a temperature."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self._model = model
+        self._temperature = temperature
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs) / self._temperature
 
 
 def _gradient(

@@ -29,6 +29,8 @@ class Method:
     structure: Structure = Structure()  # noqa: RUF009  frozen
     init_rounds: int = 1
     """rounds of the initial moves; sparsity rises with density^(k / rounds)."""
+    temperature: float = 1.0
+    """divides the model's outputs while the signals of the first topology are taken."""
     gradient_window: int = 1
     """steps over which |gradient| is summed before an update."""
     skip_optimizer_step: bool = False

@@ -153,7 +153,15 @@ class Sparsifier:
         for round_ in range(self.method.init_rounds):
             signals: LayerSignals = {}
             if needs and loss_fn is not None:
-                signals = initial_signals(needs, self._model, self._weights, kept, loss_fn, self._comm)
+                signals = initial_signals(
+                    needs,
+                    self._model,
+                    self._weights,
+                    kept,
+                    loss_fn,
+                    self._comm,
+                    temperature=self.method.temperature,
+                )
             sparsity = self.method.initial_sparsity(round_)
             event = self._rewire(self.method.init, signals, step=0, sparsity=sparsity, before=before)
         self._initialized = True

@@ -55,6 +55,9 @@ Gamma = Annotated[
     float, Field(ge=0, le=1, description="a neuron with fewer salient weights than γ · fan-in is ablated")
 ]
 GrowScale = Annotated[float, Field(ge=0, description="weight of |gradient| beside |weight| in the drop (λ)")]
+Temperature = Annotated[
+    float, Field(gt=0, description="divides the logits while the first topology is chosen")
+]
 InitRounds = Annotated[int, Field(gt=0, description="rounds in which the initial sparsity is reached")]
 GradAccumulation = Annotated[
     int, Field(gt=0, description="steps before an update over which |gradient| is summed for growth")

@@ -98,7 +98,7 @@ def test_grasp_keeps_what_the_gradient_flow_needs() -> None:
     found = signals(linear(weight), [0], loss, "hessian_grad")["0.weight"]
     torch.testing.assert_close(gradient_flow.score(found), torch.tensor([[4.0, -4.5, 1.0]]))
     # The second is the largest in size, and yet the first to go.
-    mask = kept(grasp(sparsity=0.34), linear(weight), [0], loss)["0.weight"]
+    mask = kept(grasp(sparsity=0.34, temperature=1.0), linear(weight), [0], loss)["0.weight"]
     assert mask.tolist() == [[True, False, True]]
 
 
@@ -151,3 +151,15 @@ def test_synflow_does_not_close_a_layer(sparsity: float) -> None:
     assert min(counts) > 0
     first, second, last = (mask.float() for mask in masks.values())
     assert (last @ second @ first).any(1).all(), "an output has no path from any input"
+
+
+def test_temperature_divides_the_outputs() -> None:
+    """For L = y², a temperature T scales the gradient by 1/T² and the Hessian product by 1/T⁴."""
+    model = nn.Linear(2, 1, bias=False)
+    weights = {weight.name: weight for weight in find_weights(model)}
+    arguments = (weights, [torch.tensor([[1.0, 2.0]])], lambda net, x: net(x).square().sum(), LocalComm())
+    needs = frozenset({"grad", "hessian_grad"})
+    plain = initial_signals(needs, model, *arguments)["weight"]
+    soft = initial_signals(needs, model, *arguments, temperature=2.0)["weight"]
+    torch.testing.assert_close(soft["grad"], plain["grad"] / 4)
+    torch.testing.assert_close(soft["hessian_grad"], plain["hessian_grad"] / 16)

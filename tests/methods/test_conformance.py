@@ -28,7 +28,7 @@ FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4}
 REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
 
 # Other values where the next one is too near to show in a small run.
-ALTERNATIVES = {"rounds": [1], "gamma": [0.9]}
+ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9]}
 
 INPUT = (2, 6, 6)
 
