@@ -14,18 +14,14 @@ from distsparse import results
 def table(directory: str) -> str:
     """Return mean ± sd of the test accuracy in percent for each method and allocation, as Markdown."""
     trials = results.load(f"{directory}/methods-98")
-    trials = trials[trials["status"] == "completed"]
+    trials = trials[trials["status"] == "completed"].fillna({"method.allocation": "global"})
     lines = ["| method | allocation | sparsity | test accuracy | seeds |", "|---|---|---|---|---|"]
-    groups = trials.groupby(["method.name", "method.allocation"], dropna=False)["accuracy"].mean()
-    for name, allocation in groups.sort_values(ascending=False).index:
-        same = trials["method.allocation"].eq(allocation) | trials["method.allocation"].isna() & (
-            allocation != allocation
-        )
-        rows = trials[(trials["method.name"] == name) & same]
+    groups = trials.groupby(["method.name", "method.allocation"])
+    for _, rows in sorted(groups, key=lambda group: -group[1]["accuracy"].mean()):
         accuracy = 100 * rows["accuracy"]
-        shown = allocation if allocation == allocation else "global"
+        first = rows.iloc[0]
         lines.append(
-            f"| {name} | {shown} | {rows['sparsity'].mean():.4f} "
+            f"| {first['method.name']} | {first['method.allocation']} | {rows['sparsity'].mean():.4f} "
             f"| {accuracy.mean():.2f} ± {accuracy.std():.2f} | {len(rows)} |"
         )
     return "\n".join(lines)

@@ -128,7 +128,9 @@ def test_sweep_from_the_command_line(command: Any, tmp_path: Path) -> None:
     assert result.stderr == ""
     assert "\r" not in result.stdout
     lines = result.stdout.splitlines()
-    assert sum(line.split("  ")[0] in set(trials["trial"]) for line in lines) == 3
+    ended = [line.split() for line in lines if "accuracy 0" in line]
+    assert [words[0] for words in ended] == ["1/3", "2/3", "3/3"]
+    assert {words[1] for words in ended} == set(trials["trial"])
     assert all("method.alpha=" in line for line in lines if "accuracy 0" in line)
     assert f"3 of 3 trials completed; tables: {Path('out') / 'small'}" in lines
     assert len(lines) <= 7
