@@ -33,9 +33,6 @@ Allocation = Annotated[AllocationName, Field(description="how active weights are
 Norm = Annotated[
     SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")
 ]
-AllocationPower = Annotated[
-    float, Field(gt=0, description="exponent of the density's dependence on shape, for er and erk only")
-]
 InitialSparsity = Annotated[float, Field(ge=0, lt=1, description="sparsity at the start of the schedule")]
 TStart = Annotated[
     float, Field(ge=0, lt=1, description="fraction of the run before which the masks are not updated")
