@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from distsparse.config import RunConfig, override
-from distsparse.core import Sparsifier
+from distsparse.core import Sparsifier, load_network
 from distsparse.data import Dataset, Split
 from distsparse.train import History, LocalReporter, check, train
-from distsparse.train.checkpoint import load_network
 from distsparse.train.history import Row
 
 TINY: dict[str, Any] = {

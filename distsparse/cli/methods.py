@@ -46,7 +46,7 @@ def describe(entry: Entry[Any]) -> str:
     """Return a method's summary, paper and parameters as text."""
     lines = [f"{entry.name}: {entry.summary}", f"  {entry.source}"]
     for name, info in entry.schema.model_fields.items():
-        lines.append(f"  {name} = {info.default!r}  ({_allowed(info)})")
+        lines.append(f"  {name} = {_default(info)}  ({_allowed(info)})")
         lines.append(f"      {info.description}")
     return "\n".join(lines)
 
@@ -67,9 +67,8 @@ same parameters. A method is a composition of moves: its *first topology* is cho
 
 
 def _section(entry: Entry[Any]) -> str:
-    method = entry.factory()
     rows = [
-        f"| `{name}` | `{info.default!r}` | {_cell(_allowed(info))} | {_cell(info.description or '')} |"
+        f"| `{name}` | `{_default(info)}` | {_cell(_allowed(info))} | {_cell(info.description or '')} |"
         for name, info in entry.schema.model_fields.items()
     ]
     table = ["| parameter | default | allowed | meaning |", "|---|---|---|---|", *rows]
@@ -77,11 +76,26 @@ def _section(entry: Entry[Any]) -> str:
         f"## {entry.name}",
         inspect.getdoc(entry.factory) or "",
         f"*{entry.source}*",
-        f"- First topology: {_moves(method.init, 'all weights active')}\n"
-        f"- Update: {_moves(method.update, 'none')}",
+        _composition(entry),
         "\n".join(table) if rows else "No parameters.",
     ]
     return "\n\n".join(parts)
+
+
+def _composition(entry: Entry[Any]) -> str:
+    required = [name for name, info in entry.schema.model_fields.items() if info.is_required()]
+    if required:
+        return f"- First topology: that of `{required[0]}`\n- Update: none"
+    method = entry.factory()
+    when = "Update between two rounds of training" if method.rounds > 1 else "Update"
+    return (
+        f"- First topology: {_moves(method.init, 'all weights active')}\n"
+        f"- {when}: {_moves(method.update, 'none')}"
+    )
+
+
+def _default(info: FieldInfo) -> str:
+    return "required" if info.is_required() else repr(info.default)
 
 
 def _moves(moves: Sequence[Move], otherwise: str) -> str:

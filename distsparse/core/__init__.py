@@ -14,9 +14,10 @@ from distsparse.core.criteria import (
 )
 from distsparse.core.events import LayerChange, Rewired
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, ablate, drop, grow, prune, redistribute
+from distsparse.core.moves import Context, Move, ablate, adopt, drop, grow, prune, redistribute, shuffle
 from distsparse.core.signals import Signals
 from distsparse.core.sparsifier import Sparsifier
+from distsparse.core.ticket import Start, Ticket, find_checkpoint, load_network
 from distsparse.core.topology import Topology
 from distsparse.core.weights import SparseWeight, find_weights
 
@@ -32,14 +33,19 @@ __all__ = [
     "Signals",
     "SparseWeight",
     "Sparsifier",
+    "Start",
+    "Ticket",
     "Topology",
     "ablate",
+    "adopt",
     "allocator",
     "drop",
+    "find_checkpoint",
     "find_weights",
     "gradient",
     "gradient_flow",
     "grow",
+    "load_network",
     "magnitude",
     "magnitude_and_gradient",
     "momentum",
@@ -47,5 +53,6 @@ __all__ = [
     "random",
     "redistribute",
     "saliency",
+    "shuffle",
     "synaptic_flow",
 ]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from distsparse.core.moves import Move
+from distsparse.core.ticket import Ticket
 from distsparse.ops.schedule import Schedule
 from distsparse.ops.structure import Structure
 
@@ -35,6 +36,16 @@ class Method:
     """steps over which |gradient| is summed before an update."""
     skip_optimizer_step: bool = False
     """an update takes the place of the optimizer step."""
+    rounds: int = 1
+    """trainings of the network; with more than one, the update runs between two of them and only there."""
+    rewind_to: float = 0.0
+    """fraction of a round whose weights each later round starts from."""
+    last_round: tuple[Move, ...] = ()
+    """after the update that begins the last round."""
+    reinitialize: bool = False
+    """the last round starts from another initialization instead."""
+    ticket: Ticket | None = None
+    """another run's network, which this one starts from."""
 
     @property
     def update_needs(self) -> frozenset[str]:
@@ -66,6 +77,7 @@ class Method:
         """Tell whether the masks are updated at a step: t > 0, t % delta_T == 0, t ≤ T_end."""
         return (
             bool(self.update)
+            and self.rounds == 1
             and self.start_step(total_steps) <= step <= self.stop_step(total_steps)
             and step % self.every == 0
         )
@@ -77,6 +89,8 @@ class Method:
             ValueError: T_end lies past the run, or no update falls into a run whose sparsity is to change.
         """
         self.stop_step(total_steps)
+        if self.rounds > 1:
+            return
         changes = self.sparsity(1.0) != (self.sparsity(0.0) if self.init else 0.0)
         if self.update and changes and not self.update_schedule(total_steps):
             raise ValueError(
@@ -109,6 +123,10 @@ class Method:
         if round_ + 1 == self.init_rounds:
             return final
         return 1 - float((1 - final) ** ((round_ + 1) / self.init_rounds))
+
+    def sparsity_of_round(self, round_: int) -> float:
+        """Return the sparsity of a round, counted from 0."""
+        return self.sparsity(round_ / max(self.rounds - 1, 1))
 
     def _between(self, step: int, total_steps: int, stop: int) -> float:
         start = self.start * total_steps

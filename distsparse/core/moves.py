@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distsparse.core.allocators import Allocator, LayerUnits
-from distsparse.core.criteria import Criterion, magnitude
+from distsparse.core.criteria import Criterion, magnitude, random
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
 from distsparse.ops.allocation import apportion, num_active
@@ -256,3 +256,39 @@ def _select(structure: Structure, score: Tensor, counts: Tensor, candidates: Ten
     if structure.group == "layer":
         return top_k_mask(score, int(counts), candidates)
     return structure.top_k(score, counts, candidates)
+
+
+def shuffle() -> Move:
+    """Put each layer's active units at random positions, as many as now in each group: a control."""
+
+    def apply(context: Context) -> Topology:
+        structure = context.structure
+
+        def shuffled(name: str) -> Tensor:
+            counts = structure.grouped(context.units(name), False).sum(1)
+            return _select(structure, context.score(random, name, "shuffle"), counts, context.allowed(name))
+
+        return context.with_units({name: shuffled(name) for name in context.topology.masks})
+
+    return Move("shuffle", apply)
+
+
+def adopt(masks: Mapping[str, Tensor]) -> Move:
+    """Take over masks, bool (rows, cols) by layer.
+
+    Its application raises ``ValueError`` where the model has other layers or shapes.
+    """
+
+    def apply(context: Context) -> Topology:
+        own = context.topology.masks
+        shapes = [{name: tuple(mask.shape) for name, mask in of.items()} for of in (own, masks)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the masks to adopt are {shapes[1]}, but the model has {shapes[0]}")
+        adopted = {name: masks[name].to(mask.device) for name, mask in own.items()}
+        return replace(
+            context.topology,
+            masks=adopted,
+            targets={name: int(context.structure.units(mask).sum()) for name, mask in adopted.items()},
+        )
+
+    return Move("adopt", apply)

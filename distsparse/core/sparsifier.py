@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active
+from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active, unwrap
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
 from distsparse.ops.digest import mask_digest, to_hex
@@ -104,6 +104,7 @@ class Sparsifier:
         self._seed = seed
         self._comm = comm
         self._step = 0
+        self._round = 0
         self._pending = False
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
@@ -167,6 +168,31 @@ class Sparsifier:
         self._initialized = True
         return event
 
+    def next_round(self, weights: Mapping[str, Tensor]) -> Rewired:
+        """Prune the trained network, then go back to other weights with a fresh optimizer state.
+
+        For methods of several rounds, after the last optimizer step of a round; all ranks must call it.
+
+        Args:
+            weights: state dict of the bare model; what the prune left inactive is zeroed in the model.
+
+        Raises:
+            TopologyMismatch: ranks disagree; raised on all ranks.
+        """
+        self._round += 1
+        method = self.method
+        assert self._round < method.rounds, "no round is left"
+        moves = method.update + (method.last_round if self._round == method.rounds - 1 else ())
+        event = self._rewire(moves, {}, step=self._step, sparsity=method.sparsity_of_round(self._round))
+        self.statistics.num_updates += 1
+        self.statistics.num_dropped += event.num_dropped
+        self.statistics.num_grown += event.num_grown
+        unwrap(self._model).load_state_dict(weights)
+        self._optimizer.state.clear()
+        self._optimizer.zero_grad()
+        self._zero_inactive()
+        return event
+
     def step(self) -> Rewired | None:
         """Update the masks if it is time, then mask the gradients. After backward, before the optimizer.
 
@@ -210,6 +236,7 @@ class Sparsifier:
         """Return what a resume needs: tensors and plain values, nested in dictionaries of string keys."""
         return {
             "step": self._step,
+            "round": self._round,
             "pending": self._pending,
             "targets": dict(self._topology.targets),
             "requested": dict(self._topology.requested),
@@ -245,6 +272,7 @@ class Sparsifier:
                 )
         self._initialized = True
         self._step = int(state["step"])
+        self._round = int(state["round"])
         self._pending = bool(state["pending"])
         self.statistics = Statistics(**state["statistics"])
         self._gradients.load_state_dict(state["gradients"])

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distsparse import data, export, results
+from distsparse import core, data, export, results
 from distsparse.config import RunConfig
 from distsparse.core import SparseWeight, find_weights
 from distsparse.launch.columns import config_columns, fitted
 from distsparse.train import checkpoint
+from distsparse.train.build import build_method, build_model
 from distsparse.train.history import History, Row
-from distsparse.train.setup import build_method, build_model
 from distsparse.version import __version__
 
 
@@ -105,7 +105,7 @@ def restored_history(folder: Path) -> History:
 def load_network(config: RunConfig, folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
     """Return a checkpoint's model, on the CPU, and its masks."""
     model = build_model(config, data.build(config.data.name, config.data.params))
-    network, masks = checkpoint.load_network(folder)
+    network, masks = core.load_network(folder)
     model.load_state_dict(network)
     return model, masks
 
@@ -127,7 +127,7 @@ def _write(
         "status": status,
         "error": error,
         "seed": config.seed,
-        "requested_sparsity": config.method.params.get("sparsity", 0.0),
+        "requested_sparsity": config.method.params.get("sparsity", extra.get("sparsity")),
         "started_at": datetime.fromtimestamp(history.started_at, UTC),
         "finished_at": datetime.now(UTC),
         "wall_s": history.wall_s,
@@ -176,7 +176,7 @@ def _layer_row(weight: SparseWeight, mask: Tensor, target: int, flops: Mapping[s
 
 
 def _training_flops(config: RunConfig, history: History, flops: Mapping[str, int]) -> float:
-    """Return the run's training FLOPs relative to dense, from the topology between every two updates."""
+    """Return the run's training FLOPs relative to one dense training, from the topology between updates."""
     method = build_method(config)
     needs = method.update_needs
     dense_gradient_steps = method.gradient_window if needs & {"grad", "grad_abs"} else 0
@@ -193,4 +193,5 @@ def _training_flops(config: RunConfig, history: History, flops: Mapping[str, int
         )
         for start, end in itertools.pairwise(starts)
     ]
-    return export.training_flops(segments)
+    rounds = 1 + (method.rounds - 1) * (1 - method.rewind_to)
+    return export.training_flops(segments) * rounds

@@ -11,8 +11,9 @@ from distsparse.launch.latency import record_latency
 from distsparse.launch.local import run_local
 from distsparse.launch.lock import exclusive
 from distsparse.launch.record import discard, finished_row, trial_folder
+from distsparse.train.build import build_method
 from distsparse.train.history import Row
-from distsparse.train.setup import build_method, check, num_steps
+from distsparse.train.setup import check, make_plan
 
 
 def run(
@@ -68,8 +69,8 @@ def _announce(config: RunConfig, dataset: Dataset, folder: Path, *, resume: bool
     if resume and not (any(folder.glob("step-*")) or any(folder.glob("checkpoint_*"))):
         print("no checkpoint of this configuration: starting from the beginning")
     method = build_method(config)
-    total_steps = num_steps(config, dataset)[1]
-    if method.update and not method.update_schedule(total_steps):
+    total_steps = make_plan(config, dataset, method).total_steps
+    if method.update and method.rounds == 1 and not method.update_schedule(total_steps):
         print(
             f"note: the masks are never updated: method.delta_T = {method.every} "
             f"and T_end is step {method.stop_step(total_steps)} of {total_steps}"

@@ -32,9 +32,10 @@ from distsparse.launch.record import (
     trial_folder,
 )
 from distsparse.launch.worker import run_worker
+from distsparse.train.build import build_method
 from distsparse.train.history import History, Row
 from distsparse.train.progress import Progress, describe
-from distsparse.train.setup import check, num_steps
+from distsparse.train.setup import check, make_plan
 
 
 class _Forward(UserCallback):  # type: ignore[misc]  # ray is untyped
@@ -108,9 +109,9 @@ def _progress(config: settings.RunConfig, *, enabled: bool) -> Iterator[list[Use
     if not enabled:
         yield []
         return
-    _, total_steps = num_steps(config, check(config))
+    plan = make_plan(config, check(config), build_method(config))
     queue = Queue(actor_options={"num_cpus": 0})
-    progress = Progress(total_steps, unit="step", enabled=True)
+    progress = Progress(plan.total_steps, unit="step", enabled=True)
 
     def show() -> None:
         shown = 0
@@ -118,7 +119,7 @@ def _progress(config: settings.RunConfig, *, enabled: bool) -> Iterator[list[Use
             progress.advance(metrics["step"] - shown)
             shown = metrics["step"]
             if metrics.get("steps") == shown:
-                progress.line(describe(metrics, config.train.epochs))
+                progress.line(describe(metrics, plan.num_epochs))
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

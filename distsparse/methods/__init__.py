@@ -5,6 +5,8 @@ from distsparse.methods.dsr import dsr
 from distsparse.methods.gmp import gmp
 from distsparse.methods.granet import granet
 from distsparse.methods.grasp import grasp
+from distsparse.methods.imp import imp
+from distsparse.methods.lottery import lottery
 from distsparse.methods.mest import mest
 from distsparse.methods.progressive import progressive
 from distsparse.methods.registry import method, methods, names
@@ -22,6 +24,8 @@ __all__ = [
     "gmp",
     "granet",
     "grasp",
+    "imp",
+    "lottery",
     "mest",
     "method",
     "methods",

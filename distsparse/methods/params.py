@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distsparse.core.allocators import AllocationName
+from distsparse.core.ticket import Start
 from distsparse.ops.allocation import SensitivityNorm
 from distsparse.ops.schedule import Schedule, constant, cosine, inverse_power, linear
 
@@ -30,6 +31,10 @@ AlphaSchedule = Annotated[
     Field(description="how α falls from its value at the start to T_end"),
 ]
 Allocation = Annotated[AllocationName, Field(description="how active weights are split among layers")]
+WeightAllocation = Annotated[
+    Literal["uniform", "uniform_first_dense", "er", "erk", "global_magnitude", "lamp"],
+    Field(description="how active weights are split among layers, without gradients"),
+]
 Norm = Annotated[
     SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")
 ]
@@ -63,6 +68,24 @@ ExcludeDropped = Annotated[
     bool, Field(description="a weight dropped by an update is not grown again by the same update")
 ]
 SkipOptimizerStep = Annotated[bool, Field(description="an update takes the place of the optimizer step")]
+PruneFraction = Annotated[
+    float, Field(gt=0, lt=1, description="fraction of the remaining weights that each round prunes")
+]
+RewindTo = Annotated[
+    float,
+    Field(ge=0, lt=1, description="fraction of the first round whose weights the later rounds start from"),
+]
+Control = Annotated[
+    Literal["none", "reinit", "shuffle"],
+    Field(description="last round from another initialization, or with the masks shuffled in each layer"),
+]
+Source = Annotated[
+    str, Field(min_length=1, description="another trial's folder of checkpoints, or one checkpoint")
+]
+TicketStart = Annotated[
+    Start, Field(description="weights to start from: the other run's initial or trained ones, or random ones")
+]
+ShuffleMasks = Annotated[bool, Field(description="put each layer's active weights at random positions")]
 
 
 def drop_fraction(name: AlphaSchedule, alpha: float) -> Schedule:

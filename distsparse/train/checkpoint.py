@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-NETWORK = "network.safetensors"
+from distsparse.core.ticket import MASK, NETWORK
+
 STATE = "state.safetensors"
 REST = "state.json"
-_MASK = "mask."
 
 
 @contextmanager
@@ -63,23 +63,12 @@ def save(
         masks: bool (rows, cols) for each sparsified weight.
         state: nested dictionaries, lists, tuples, tensors, numbers and text.
     """
-    named = dict(network) | {_MASK + name: mask for name, mask in masks.items()}
+    named = dict(network) | {MASK + name: mask for name, mask in masks.items()}
     save_file({name: _plain(tensor) for name, tensor in named.items()}, folder / NETWORK)
     tensors: dict[str, Tensor] = {}
     rest = _split(state, "", tensors)
     save_file({name: _plain(tensor) for name, tensor in tensors.items()}, folder / STATE)
     (folder / REST).write_text(json.dumps(rest))
-
-
-def load_network(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return (state dict, masks) of a checkpoint.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    tensors = _load_tensors(folder / NETWORK)
-    masks = {name.removeprefix(_MASK): t for name, t in tensors.items() if name.startswith(_MASK)}
-    return {name: t for name, t in tensors.items() if not name.startswith(_MASK)}, masks
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -41,15 +41,17 @@ def train(
         first_step = _restore(run, folder, history, window) if folder else 0
     if folder is None:
         history.add_rewired(run.sparsifier.initialize(run.micro_batches(0), run.loss))
+        run.rewinder.step(0)
+    plan = run.plan
     progress = Progress(
-        run.total_steps, initial=first_step, unit="step", enabled=verbose and reporter.rank == 0
+        plan.total_steps, initial=first_step, unit="step", enabled=verbose and reporter.rank == 0
     )
     if folder is not None:
-        progress.line(f"resumed at step {first_step} of {run.total_steps}")
+        progress.line(f"resumed at step {first_step} of {plan.total_steps}")
 
     run.model.train()
     history.resume_clock()
-    for step in range(first_step, run.total_steps):
+    for step in range(first_step, plan.total_steps):
         # Dropout's randomness is a function of seed, step and rank: no generator state to save.
         torch.manual_seed(key(config.seed, "step", step, run.comm.rank))
         for sample in run.micro_batches(step):
@@ -78,11 +80,12 @@ def train(
         progress.advance()
 
         done = step + 1
-        epoch, steps_into_epoch = divmod(done, run.steps_per_epoch)
-        ends = done == run.total_steps
-        evaluates = ends or (steps_into_epoch == 0 and epoch % settings.evaluate_every == 0)
+        epoch, position = plan.epoch(step)
+        ends_epoch = position + 1 == plan.steps_per_epoch
+        ends = done == plan.total_steps
+        evaluates = plan.ends_round(done) or (ends_epoch and (epoch + 1) % settings.evaluate_every == 0)
         every = config.checkpoint.every_steps
-        saves = ends or (done % every == 0 if every else steps_into_epoch == 0)
+        saves = ends or (done % every == 0 if every else ends_epoch)
         if evaluates or done % settings.log_every == 0:
             mean_loss = window.take()
             if not math.isfinite(mean_loss):
@@ -90,6 +93,13 @@ def train(
             history.pause_clock()  # after the loss was read: that waited for the device
             history.steps.append(_row(run, history, done, mean_loss, learning_rate, grad_norm))
             history.resume_clock()
+        if evaluates:
+            with history.beside_training():
+                history.steps[-1].update(_evaluate(run))
+                _summarise(run, history, history.steps[-1])
+                progress.line(describe(history.summary, plan.num_epochs))
+        if rewound := run.rewinder.step(done):
+            history.add_rewired(rewound)
         if saves:
             window.synchronize()
         if evaluates or saves:
@@ -98,10 +108,6 @@ def train(
                 run.save(target, step=done, history=history.to_dict(), window=window.state_dict())
 
             with history.beside_training():
-                if evaluates:
-                    history.steps[-1].update(_evaluate(run))
-                    _summarise(run, history, history.steps[-1], epoch)
-                    progress.line(describe(history.summary, settings.epochs))
                 reporter.report(history.summary, step=done, save=save if saves else None)
     history.pause_clock()
     progress.close()
@@ -125,7 +131,7 @@ def _row(
     history.row_train_s = history.train_s
     return {
         "step": done,
-        "epoch": done / run.steps_per_epoch,
+        "epoch": done / run.plan.steps_per_epoch,
         "train_loss": loss,
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
@@ -144,7 +150,7 @@ def _evaluate(run: Run) -> Row:
     return metrics
 
 
-def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
+def _summarise(run: Run, history: History, row: Row) -> None:
     """Bring the run's summary up to an evaluation."""
     statistics = run.sparsifier.statistics
     summary = {
@@ -156,7 +162,7 @@ def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
         "num_dropped": statistics.num_dropped,
         "num_grown": statistics.num_grown,
         "steps": row["step"],
-        "epochs": epoch,
+        "epochs": row["step"] // run.plan.steps_per_epoch,
         "world_size": run.comm.world_size,
         "train_s": history.train_s,
         "steps_per_s": row["step"] / history.train_s,

@@ -16,31 +16,19 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from distsparse import data, models, optim
+from distsparse import data, optim
 from distsparse.config import RunConfig
-from distsparse.core import Method, Sparsifier, find_weights
+from distsparse.core import Method, Sparsifier, find_weights, load_network
 from distsparse.data import Dataset
 from distsparse.dist import Comm, LocalComm, current
-from distsparse.methods import methods
-from distsparse.ops.counter_rng import key
 from distsparse.train import checkpoint
+from distsparse.train.build import build_method, build_model, starting_model
 from distsparse.train.parallel import make_accelerator
+from distsparse.train.rewind import Plan, Rewinder
 
 
-def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """Return the configured model with the weights that its seed gives, on the CPU."""
-    torch.manual_seed(key(config.seed, "weights"))
-    model = models.build(config.model.name, dataset.input_shape, dataset.num_classes, config.model.params)
-    return model.double() if config.train.precision == "fp64" else model
-
-
-def build_method(config: RunConfig) -> Method:
-    """Return the configured method."""
-    return methods.get(config.method.name).factory(**config.method.params)
-
-
-def num_steps(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
-    """Return (optimizer steps of an epoch, of the run); an epoch's incomplete last batch is left out.
+def make_plan(config: RunConfig, dataset: Dataset, method: Method) -> Plan:
+    """Return the run's steps, epochs and rounds; an epoch's incomplete last batch is left out.
 
     Raises:
         ValueError: a batch is larger than the training data.
@@ -51,7 +39,7 @@ def num_steps(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
             f"train.batch_size = {config.train.batch_size}: "
             f"must be at most the {len(dataset.train.labels)} training samples"
         )
-    return per_epoch, per_epoch * config.train.epochs
+    return Plan.of(method, steps_per_epoch=per_epoch, epochs=config.train.epochs)
 
 
 def load_data(config: RunConfig) -> Dataset:
@@ -74,14 +62,18 @@ def check(config: RunConfig) -> Dataset:
             to min_lr.
     """
     dataset = load_data(config)
-    _, total_steps = num_steps(config, dataset)
     try:
         method = build_method(config)
+    except ValueError as error:
+        raise ValueError(f"method.{error}") from None
+    plan = make_plan(config, dataset, method)
+    total_steps = plan.total_steps
+    try:
         method.check(total_steps)
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
     with _blaming("model", config.model.name):
-        model = build_model(config, dataset)
+        model = starting_model(config, dataset, method)
         sample = data.batch(dataset.train, torch.arange(2), dataset=dataset, key=None)
         loss = _loss(model, sample, label_smoothing=0.0)
     with _blaming("optimizer", config.optimizer.name):
@@ -89,7 +81,9 @@ def check(config: RunConfig) -> Dataset:
             config.optimizer.name, list(model.parameters()), config.optimizer.params
         )
     with _blaming("lr_schedule", config.lr_schedule.name):
-        optim.build_schedule(config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params)
+        optim.build_schedule(
+            config.lr_schedule.name, optimizer, plan.steps_per_round, config.lr_schedule.params
+        )
     try:
         patterns = {"include": config.sparsify.include, "exclude": config.sparsify.exclude}
         weights = find_weights(model, **patterns)
@@ -140,13 +134,13 @@ class Run:
 
     config: RunConfig
     dataset: Dataset
-    steps_per_epoch: int
-    total_steps: int
+    plan: Plan
     accelerator: Accelerator
     model: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
     sparsifier: Sparsifier
+    rewinder: Rewinder
     comm: Comm
 
     @property
@@ -162,7 +156,7 @@ class Run:
     def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's share of a step's global batch, which is the same for any world size."""
         size = self.config.train.batch_size
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, position = self.plan.epoch(step)
         order = _order(self.config.seed, epoch, len(self.dataset.train.labels))
         share = order[position * size : (position + 1) * size].chunk(self.comm.world_size)[self.comm.rank]
         augment = data.augmentation_key(seed=self.config.seed, epoch=epoch)
@@ -170,7 +164,12 @@ class Run:
             yield data.batch(self.dataset.train, index, dataset=self.dataset, key=augment)
 
     def _stateful(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "sparsifier": self.sparsifier}
+        parts = {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "sparsifier": self.sparsifier,
+            "rewinder": self.rewinder,
+        }
         scaler = self.accelerator.scaler
         return parts if scaler is None else {**parts, "scaler": scaler}
 
@@ -190,7 +189,7 @@ class Run:
         Raises:
             ValueError: the checkpoint cannot be read, or is of another model.
         """
-        network, _ = checkpoint.load_network(folder)
+        network, _ = load_network(folder)
         state = checkpoint.load_state(folder)
         try:
             self.bare_model.load_state_dict(network)
@@ -204,30 +203,38 @@ class Run:
 def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
     """Return the parts of a run, on this process's device; the whole dataset moves there too."""
     accelerator = make_accelerator(config.train, config.launch, world_size=world_size)
-    steps_per_epoch, total_steps = num_steps(config, dataset)
-    model = accelerator.prepare_model(build_model(config, dataset).to(accelerator.device))
+    method = build_method(config)
+    plan = make_plan(config, dataset, method)
+    bare_model = starting_model(config, dataset, method).to(accelerator.device)
+    model = accelerator.prepare_model(bare_model)
     optimizer = optim.build_optimizer(
         config.optimizer.name, list(model.parameters()), config.optimizer.params
     )
+    schedule = optim.build_schedule(
+        config.lr_schedule.name, optimizer, plan.steps_per_round, config.lr_schedule.params
+    )
+    sparsifier = Sparsifier.attach(
+        method,
+        model,
+        optimizer,
+        total_steps=plan.total_steps,
+        seed=config.seed,
+        include=config.sparsify.include,
+        exclude=config.sparsify.exclude,
+    )
+
+    def fresh() -> dict[str, Any]:
+        return build_model(config, dataset, purpose="other weights").state_dict()
+
     return Run(
         config=config,
         dataset=dataset.to(accelerator.device),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        plan=plan,
         accelerator=accelerator,
         model=model,
         optimizer=accelerator.prepare_optimizer(optimizer),
-        schedule=optim.build_schedule(
-            config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params
-        ),
-        sparsifier=Sparsifier.attach(
-            build_method(config),
-            model,
-            optimizer,
-            total_steps=total_steps,
-            seed=config.seed,
-            include=config.sparsify.include,
-            exclude=config.sparsify.exclude,
-        ),
+        schedule=schedule,
+        sparsifier=sparsifier,
+        rewinder=Rewinder(sparsifier, bare_model, schedule, plan, fresh=fresh),
         comm=current(),
     )

@@ -40,7 +40,8 @@ def test_every_parameter_with_default_range_and_description(listed: str) -> None
         for (name, info), first, second in zip(
             entry.schema.model_fields.items(), lines[::2], lines[1::2], strict=True
         ):
-            assert first.startswith(f"  {name} = {info.default!r}  (")
+            default = "required" if info.is_required() else repr(info.default)
+            assert first.startswith(f"  {name} = {default}  (")
             assert info.description
             assert second.strip() == info.description
 

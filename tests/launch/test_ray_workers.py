@@ -19,9 +19,9 @@ from parts import TINY, equal, tiny, untimed
 from torch import Tensor
 
 from distsparse.config import RunConfig, override
+from distsparse.core import load_network
 from distsparse.launch import run_local
 from distsparse.launch.record import trial_folder
-from distsparse.train.checkpoint import load_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

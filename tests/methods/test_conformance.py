@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 import typing
 from functools import cache, partial
 from pathlib import Path
@@ -15,20 +16,26 @@ from torch import Tensor, distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import Method, Rewired, Signals, Sparsifier
+from distsparse.core.weights import unwrap
 from distsparse.methods import methods, names
 from distsparse.methods.params import Group
 from distsparse.ops.allocation import num_active
+from distsparse.train import checkpoint
+from distsparse.train.rewind import Plan, Rewinder
 
 STEPS = 14
 
 # Small values for a small run; each is set where a method has such a keyword.
-FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4}
+FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4, "prune_fraction": 0.45}
 
 # A keyword that matters only under another one.
 REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
 
 # Other values where the next one is too near to show in a small run.
-ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9]}
+ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9], "rewind_to": [0.7]}
+
+# Keywords of the training loop, which the loop here has no part of; tests/train/test_rewind.py tries them.
+OF_THE_LOOP = {("lottery", "start")}
 
 INPUT = (2, 6, 6)
 
@@ -54,18 +61,53 @@ OPTIMIZERS = {
 }
 
 
-def fast_values(name: str) -> dict[str, Any]:
-    return {key: value for key, value in FAST.items() if key in methods.get(name).schema.model_fields}
+@cache
+def ticket(seed: int = 0, network: str = "conv") -> str:
+    """The folder of a run's checkpoint, for methods that start from one."""
+    folder = Path(tempfile.mkdtemp())
+    trainer = finished(configured("rigl"), seed=seed, network=network)
+    network_state, masks = trainer.model.state_dict(), trainer.sparsifier.topology.masks
+    checkpoint.save(folder, network=network_state, masks=masks, state={})
+    return str(folder)
 
 
-def configured(name: str, **changes: Any) -> Method:
+def fast_values(name: str, network: str = "conv") -> dict[str, Any]:
+    fields = methods.get(name).schema.model_fields
+    values = {key: value for key, value in FAST.items() if key in fields}
+    return values | ({"source": ticket(network=network)} if "source" in fields else {})
+
+
+def configured(name: str, *, network: str = "conv", **changes: Any) -> Method:
     """The method with FAST's values, and others changed."""
-    return methods.get(name).factory(**fast_values(name) | changes)
+    return methods.get(name).factory(**fast_values(name, network) | changes)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
     return torch.randn(8, *INPUT, generator=generator), torch.randint(4, (8,), generator=generator)
+
+
+def plan(method: Method) -> Plan:
+    """As many rounds as the method has, in about STEPS steps."""
+    rewound = STEPS / (1 + (method.rounds - 1) * (1 - method.rewind_to))
+    return Plan.of(method, steps_per_epoch=round(rewound), epochs=1)
+
+
+def update_steps(method: Method) -> list[int]:
+    """Where a run's updates are: by the method's own schedule, or between two rounds."""
+    if method.rounds == 1:
+        return method.update_schedule(STEPS)
+    whole = plan(method)
+    return [step for step in range(1, whole.total_steps) if whole.ends_round(step)]
+
+
+def sparsity_of(method: Method, events: list[Rewired]) -> float:
+    """The sparsity that the last of a run's events so far should have."""
+    if len(events) == 1:
+        return method.sparsity(0.0) if method.init else 0.0
+    if method.rounds > 1:
+        return method.sparsity_of_round(len(events) - 1)
+    return method.sparsity_at(events[-1].step, STEPS)
 
 
 def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
@@ -90,14 +132,23 @@ class Trainer:
             self.model = DistributedDataParallel(self.model)
         self.optimizer: optim.Optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.sparsifier = Sparsifier.attach(method, self.model, self.optimizer, total_steps=STEPS, seed=seed)
+        self.rewinder = Rewinder(
+            self.sparsifier,
+            unwrap(self.model),
+            optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9),
+            plan(method),
+            fresh=lambda: NETWORKS[network]().state_dict(),
+        )
+        self.last = plan(method).total_steps
         self.events: list[Rewired] = []
 
     def initialize(self) -> Trainer:
         self.events.append(self.sparsifier.initialize([batch(1000), batch(1001)], loss))
+        self.rewinder.step(0)
         return self
 
-    def train(self, first: int = 0, last: int = STEPS, *, share: slice = slice(None)) -> Trainer:
-        for step in range(first, last):
+    def train(self, first: int = 0, last: int | None = None, *, share: slice = slice(None)) -> Trainer:
+        for step in range(first, self.last if last is None else last):
             self.optimizer.zero_grad()
             inputs, labels = batch(step)
             loss(self.model, (inputs[share], labels[share])).backward()
@@ -108,6 +159,10 @@ class Trainer:
             if not (event and event.skip_optimizer_step):
                 self.optimizer.step()
             self.check()
+            torch.manual_seed(step)
+            if rewound := self.rewinder.step(step + 1):
+                self.events.append(rewound)
+                self.check()
         return self
 
     def check(self) -> None:
@@ -130,6 +185,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "sparsifier": self.sparsifier.state_dict(),
+                "rewinder": self.rewinder.state_dict(),
             }
         )
 
@@ -137,6 +193,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])
+        self.rewinder.load_state_dict(state["rewinder"])
         return self
 
     def outcome(self) -> tuple[Any, ...]:
@@ -157,15 +214,12 @@ def finished(method: Method, **keywords: Any) -> Trainer:
 @pytest.mark.parametrize("name", names())
 class TestEveryMethod:
     def test_counts_are_exact_and_inactive_is_zero(self, name: str, network: str, optimizer: str) -> None:
-        method = configured(name)
+        method = configured(name, network=network)
         trainer = finished(method, network=network, optimizer=optimizer)  # checks every step
         topology = trainer.sparsifier.topology
         for event in trainer.events:
-            if event.step:
-                sparsity = method.sparsity_at(event.step, STEPS)
-            else:
-                sparsity = method.sparsity(0.0) if method.init else 0.0
-            expected = num_active(topology.num_weights, sparsity)
+            events = trainer.events[: trainer.events.index(event) + 1]
+            expected = num_active(topology.num_weights, sparsity_of(method, events))
             found = sum(layer.nnz for layer in event.layers)
             # A fan-in is rounded to whole weights, so a layer may be off by half a weight for each row.
             num_rows = sum(len(mask) for mask in topology.masks.values())
@@ -174,17 +228,16 @@ class TestEveryMethod:
             if method.structure.group == "row":
                 fan_in = mask.sum(1)
                 assert len(fan_in[fan_in > 0].unique()) == 1
-        if method.update:
-            assert trainer.events[-1].step == max(trainer.sparsifier.update_schedule())
         updates = [event.step for event in trainer.events[1:]]
-        assert updates == trainer.sparsifier.update_schedule()
+        assert updates == update_steps(method)
         assert trainer.sparsifier.statistics.num_updates == len(updates)
         if "delta_T" in methods.get(name).schema.model_fields:
             assert len(updates) >= 2
 
     def test_deterministic(self, name: str, network: str, optimizer: str) -> None:
         first, second = (
-            finished(configured(name), network=network, optimizer=optimizer).outcome() for _ in range(2)
+            finished(configured(name, network=network), network=network, optimizer=optimizer).outcome()
+            for _ in range(2)
         )
         assert first == second
 
@@ -194,10 +247,12 @@ class TestEveryMethod:
         self, name: str, network: str, optimizer: str, interrupted: int
     ) -> None:
         kind = {"network": network, "optimizer": optimizer}
-        whole = Trainer(configured(name), **kind).initialize().train(0, interrupted)
+        whole = Trainer(configured(name, network=network), **kind).initialize().train(0, interrupted)
         state = whole.state()
         whole.train(interrupted)
-        resumed = Trainer(configured(name), **kind, model_seed=1).restore(state).train(interrupted)
+        resumed = (
+            Trainer(configured(name, network=network), **kind, model_seed=1).restore(state).train(interrupted)
+        )
         assert resumed.events == whole.events[-len(resumed.events) :] or not resumed.events
         assert resumed.outcome()[2] == whole.outcome()[2]
         assert resumed.sparsifier.statistics == whole.sparsifier.statistics
@@ -227,11 +282,11 @@ class TestEveryStructure:
         trainer = Trainer(method, network=network).initialize()
         sparsifier = trainer.sparsifier
         self.check(sparsifier, num_wanted(sparsifier, method.sparsity(0.0) if method.init else 0.0))
-        for step in range(STEPS):
+        for step in range(trainer.last):
             num_updates = sparsifier.statistics.num_updates
             trainer.train(step, step + 1)  # checks counts, tiles and zeros
             if sparsifier.statistics.num_updates > num_updates:
-                self.check(sparsifier, num_wanted(sparsifier, method.sparsity_at(step, STEPS)))
+                self.check(sparsifier, num_wanted(sparsifier, sparsity_of(method, trainer.events)))
 
     def check(self, sparsifier: Sparsifier, num_units: int) -> None:
         topology, group = sparsifier.topology, sparsifier.method.structure.group
@@ -296,6 +351,8 @@ def test_the_seed_matters_where_a_method_is_random(name: str, monkeypatch: pytes
 
 def alternatives(name: str, field: str, value: Any) -> list[Any]:
     """Other values of a keyword, from its annotation; a number has one of the first two that are valid."""
+    if field == "source":
+        return [ticket(seed=1)]
     if field in ALTERNATIVES:
         return ALTERNATIVES[field]
     entry = methods.get(name)
@@ -325,7 +382,13 @@ def outcome_of(name: str, changes: tuple[tuple[str, Any], ...]) -> tuple[Any, ..
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name in names() for field in methods.get(name).schema.model_fields]
+    ("name", "field"),
+    [
+        (name, field)
+        for name in names()
+        for field in methods.get(name).schema.model_fields
+        if (name, field) not in OF_THE_LOOP
+    ],
 )
 def test_every_keyword_changes_the_outcome(name: str, field: str) -> None:
     context = REQUIRES.get(field, {})

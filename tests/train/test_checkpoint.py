@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from distsparse.core import load_network
 from distsparse.train import checkpoint
 
 
@@ -63,7 +64,7 @@ def test_network_with_tied_weights(tmp_path: Path) -> None:
     model[1].weight = model[0].weight
     masks = {"0.weight": torch.rand(3, 3) > 0.5}
     checkpoint.save(tmp_path, network=model.state_dict(), masks=masks, state={})
-    network, loaded = checkpoint.load_network(tmp_path)
+    network, loaded = load_network(tmp_path)
     assert same(loaded, masks)
     assert same(dict(sorted(network.items())), dict(sorted(model.state_dict().items())))
 
@@ -73,7 +74,7 @@ def test_saved_tensors_are_copies(tmp_path: Path) -> None:
     large = torch.randn(1000, 100)
     checkpoint.save(tmp_path, network={"a": large[:1], "b": large[1:2]}, masks={}, state={})
     assert (tmp_path / "network.safetensors").stat().st_size < 2000
-    network, _ = checkpoint.load_network(tmp_path)
+    network, _ = load_network(tmp_path)
     assert torch.equal(network["b"], large[1:2])
 
 
@@ -91,7 +92,7 @@ def test_damaged_file_is_named(name: str, damage: str, tmp_path: Path) -> None:
     state = {"weights": torch.randn(4), "step": 3}
     checkpoint.save(tmp_path, network={"w": torch.randn(4)}, masks={}, state=state)
     DAMAGE[damage](tmp_path / name)
-    load = checkpoint.load_network if name.startswith("network") else checkpoint.load_state
+    load = load_network if name.startswith("network") else checkpoint.load_state
     with pytest.raises(ValueError, match=f"checkpoint .*{name} cannot be read"):
         load(tmp_path)
 

@@ -11,7 +11,7 @@ from parts import tiny, trained
 from distsparse.core import find_weights
 from distsparse.models.registry import models
 from distsparse.train import check
-from distsparse.train.setup import build_model
+from distsparse.train.build import build_model
 
 SIZES = {"mlp": 8, "lenet5": 28, "resnet20": 8, "resnet18": 8, "wrn-22-2": 8}
 NARROW = {"mlp": {}, "lenet5": {}, "resnet20": {}, "resnet18": {"width": 0.25}, "wrn-22-2": {}}
