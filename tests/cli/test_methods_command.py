@@ -86,7 +86,8 @@ def test_reference_has_moves_papers_and_ranges() -> None:
         assert entry.summary in sections[entry.name]
         assert entry.source in sections[entry.name]
         for name, info in entry.schema.model_fields.items():
-            assert f"| `{name}` | `{info.default!r}` | " in sections[entry.name]
+            default = "required" if info.is_required() else repr(info.default)
+            assert f"| `{name}` | `{default}` | " in sections[entry.name]
             assert (info.description or "").replace("|", "\\|") in sections[entry.name]
     rigl = sections["rigl"]
     assert "- First topology: `prune(random, erk)`\n" in rigl
@@ -94,4 +95,7 @@ def test_reference_has_moves_papers_and_ranges() -> None:
     assert "| `alpha` | `0.3` | float > 0, ≤ 1 | " in rigl
     assert "| `group` | `'layer'` | layer \\| row \\| int > 1 | " in rigl
     assert "| `tile` | `(1, 1)` | (int ≥ 1, int ≥ 1) | " in rigl
+    imp = sections["imp"]
+    assert "- Update between two rounds of training: `prune(magnitude, global_magnitude)`\n" in imp
+    assert "- First topology: that of `source`\n- Update: none\n" in sections["lottery"]
     assert "- First topology: all weights active\n- Update: none\n\nNo parameters." in sections["dense"]
