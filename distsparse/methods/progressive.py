@@ -16,7 +16,7 @@ def progressive(
     initial_sparsity: InitialSparsity = 0.0,
     delta_T: DeltaT = 100,
     T_start: TStart = 0.0,
-    T_end: TEnd = 1.0,
+    T_end: TEnd = 0.75,
     allocation: Allocation = "global_magnitude",
     group: Group = "layer",
     tile: Tile = (1, 1),
