@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from distsparse.config import RunConfig
 from distsparse.data import Dataset
 from distsparse.ops.counter_rng import key
+from distsparse.train.early_stop import columns, goes_on
 from distsparse.train.evaluate import evaluate
 from distsparse.train.history import History, LossWindow, Row
 from distsparse.train.progress import Progress, describe
@@ -22,6 +23,8 @@ def train(
     config: RunConfig, dataset: Dataset, reporter: Reporter, *, history: History, verbose: bool = False
 ) -> Row:
     """Train to the end of the run, from the reporter's last checkpoint if it has one; return the summary.
+
+    A learning-rate schedule may end the run early, after an evaluation; all is then as at its last step.
 
     Args:
         config: the run.
@@ -49,7 +52,8 @@ def train(
 
     run.model.train()
     history.resume_clock()
-    for step in range(first_step, run.total_steps):
+    stops = bool(history.summary.get("stopped_early"))
+    for step in range(first_step, first_step if stops else run.total_steps):
         # Dropout's randomness is a function of seed, step and rank: no generator state to save.
         torch.manual_seed(key(config.seed, "step", step, run.comm.rank))
         for sample in run.micro_batches(step):
@@ -100,9 +104,13 @@ def train(
             with history.beside_training():
                 if evaluates:
                     history.steps[-1].update(_evaluate(run))
-                    _summarise(run, history, history.steps[-1], epoch)
+                    stops = not goes_on(run, history.steps) and not ends
+                    _summarise(run, history, history.steps[-1], epoch, stopped_early=stops)
                     progress.line(describe(history.summary, settings.epochs))
-                reporter.report(history.summary, step=done, save=save if saves else None)
+                # The window was just taken, so a stop that no checkpoint was due at needs no synchronizing.
+                reporter.report(history.summary, step=done, save=save if saves or stops else None)
+            if stops:
+                break
     history.pause_clock()
     progress.close()
     return history.summary
@@ -144,7 +152,7 @@ def _evaluate(run: Run) -> Row:
     return metrics
 
 
-def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
+def _summarise(run: Run, history: History, row: Row, epoch: int, *, stopped_early: bool) -> None:
     """Bring the run's summary up to an evaluation."""
     statistics = run.sparsifier.statistics
     summary = {
@@ -157,6 +165,8 @@ def _summarise(run: Run, history: History, row: Row, epoch: int) -> None:
         "num_grown": statistics.num_grown,
         "steps": row["step"],
         "epochs": epoch,
+        "stopped_early": stopped_early,
+        **columns(run),
         "world_size": run.comm.world_size,
         "train_s": history.train_s,
         "steps_per_s": row["step"] / history.train_s,

@@ -39,6 +39,14 @@ def build_method(config: RunConfig) -> Method:
     return methods.get(config.method.name).factory(**config.method.params)
 
 
+def build_schedule(
+    config: RunConfig, optimizer: Optimizer, total_steps: int, steps_per_epoch: int
+) -> LRScheduler:
+    """Return the configured learning-rate schedule of ``total_steps`` steps."""
+    name, params = config.lr_schedule.name, config.lr_schedule.params
+    return optim.build_schedule(name, optimizer, total_steps, params, steps_per_epoch=steps_per_epoch)
+
+
 def num_steps(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
     """Return (optimizer steps of an epoch, of the run); an epoch's incomplete last batch is left out.
 
@@ -71,10 +79,10 @@ def check(config: RunConfig) -> Dataset:
         ValueError: missing or unreadable data, a batch larger than the data, a custom factory that fails, a
             model that the data does not fit, nothing to sparsify, a sparsified weight that the forward pass
             does not use, T_end past the run, an allocation that cannot hold, a learning rate that cannot fall
-            to min_lr.
+            to min_lr, a schedule that monitors a validation split which the data does not have.
     """
     dataset = load_data(config)
-    _, total_steps = num_steps(config, dataset)
+    steps_per_epoch, total_steps = num_steps(config, dataset)
     try:
         method = build_method(config)
         method.check(total_steps)
@@ -89,7 +97,9 @@ def check(config: RunConfig) -> Dataset:
             config.optimizer.name, list(model.parameters()), config.optimizer.params
         )
     with _blaming("lr_schedule", config.lr_schedule.name):
-        optim.build_schedule(config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params)
+        schedule = build_schedule(config, optimizer, total_steps, steps_per_epoch)
+        if isinstance(schedule, optim.FineTuningLR):
+            optim.monitored(schedule.rules.monitor, has_validation=dataset.validation is not None)
     try:
         patterns = {"include": config.sparsify.include, "exclude": config.sparsify.exclude}
         weights = find_weights(model, **patterns)
@@ -217,9 +227,7 @@ def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
         accelerator=accelerator,
         model=model,
         optimizer=accelerator.prepare_optimizer(optimizer),
-        schedule=optim.build_schedule(
-            config.lr_schedule.name, optimizer, total_steps, config.lr_schedule.params
-        ),
+        schedule=build_schedule(config, optimizer, total_steps, steps_per_epoch),
         sparsifier=Sparsifier.attach(
             build_method(config),
             model,
