@@ -453,7 +453,7 @@ def test_step_before_initialize_is_an_error_and_a_sparsifier_says_what_it_holds(
 
 
 def test_settled_when_no_update_is_left() -> None:
-    """20 steps, T_end 15, ΔT 5: the last update is that of step 15, which a gradient that is no number defers."""
+    """20 steps, T_end 15, ΔT 5: the last update is that of step 15, which a NaN in a gradient defers."""
     model = network()
     sparsifier = attach(rigl(sparsity=0.8, delta_T=5), model)
     sparsifier.initialize()
