@@ -197,9 +197,7 @@ def _hint(name: str, values: Mapping[str, Any], allowed: list[str]) -> str:
     """Return ' (did you mean …?)': a section's own key of that name first, then the closest section."""
     for kind, (_, default) in COMPONENTS.items():
         section = values.get(kind, default)
-        if name in _entry_fields(
-            kind, section.get("name", default) if isinstance(section, Mapping) else section
-        ):
+        if name in keywords(kind, section.get("name", default) if isinstance(section, Mapping) else section):
             return f" (did you mean '{kind}.{name}'?)"
     for section, model in SECTIONS.items():
         if name in model.model_fields:
@@ -232,11 +230,19 @@ def override(base: RunConfig | Mapping[str, Any], values: Mapping[str, Any]) -> 
             raise ValueError(f"{head} = {section!r}: must be a mapping")
         section = {"name": section} if isinstance(section, str) else dict(section)
         if head in COMPONENTS and tail == "name" and section.get("name", COMPONENTS[head][1]) != values[path]:
-            accepted = _entry_fields(head, values[path])
+            accepted = keywords(head, values[path])
             section = {name: value for name, value in section.items() if name in accepted}
         section[tail] = copy.deepcopy(values[path])
         nested[head] = section
     return parse(nested)
+
+
+def keywords(kind: str, name: Any) -> set[str]:
+    """Return the keywords of a component, such as the method rigl; none if there is no such component."""
+    try:
+        return set(COMPONENTS[kind][0].get(name).schema.model_fields)
+    except (ValueError, TypeError):
+        return set()  # parse() reports the name
 
 
 def columns() -> dict[str, Any]:
@@ -272,13 +278,6 @@ def _component(kind: str, value: Any) -> Component:
     except TypeError as error:
         raise ValueError(f"{kind}.name = {name!r}: a keyword's default is no plain value: {error}") from None
     return Component(name, params)
-
-
-def _entry_fields(kind: str, name: Any) -> set[str]:
-    try:
-        return set(COMPONENTS[kind][0].get(name).schema.model_fields)
-    except (ValueError, TypeError):
-        return set()  # parse() reports the name
 
 
 def _section(name: str, value: Any) -> Section:

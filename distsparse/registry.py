@@ -136,10 +136,26 @@ class Registry(Generic[T]):
         return Entry(self.kind, name, factory)
 
     def _load_plugins(self) -> None:
-        if not self._plugins_loaded:
-            self._plugins_loaded = True
-            for plugin in entry_points(group=self._group or ""):
+        """Import what other packages declare, once.
+
+        Raises:
+            ValueError: a plug-in cannot be imported, or takes a name that is taken.
+        """
+        if self._plugins_loaded:
+            return
+        before = dict(self._entries)
+        self._plugins_loaded = True  # first: a plug-in may look up a name while it is imported
+        for plugin in entry_points(group=self._group or ""):
+            try:
                 plugin.load()
+            except Exception as error:  # anybody's code
+                # As if never tried, so that every later look-up says the same.
+                self._entries, self._plugins_loaded = before, False
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"entry point {plugin.name!r} of {self._group} ({plugin.value}) cannot be loaded: "
+                    f"{type(error).__name__}: {reason}; repair or uninstall its package"
+                ) from None
 
 
 def suggestion(name: str, known: list[str]) -> str:

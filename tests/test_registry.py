@@ -102,6 +102,25 @@ def test_plugins_are_loaded_once_and_only_when_asked_for(monkeypatch: pytest.Mon
     assert loads == [1]
 
 
+def test_a_plugin_that_fails_says_so_at_every_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[Any] = Registry("shape", entry_point_group="tests.shapes")
+
+    class Plugin:
+        name, value = "own", "theirs:module"
+
+        def load(self) -> None:
+            registry.register("half")(shape)
+            raise ImportError("no such\nlibrary")
+
+    monkeypatch.setattr(registry_module, "entry_points", lambda *, group: [Plugin()])
+    expected = r"entry point 'own' of tests.shapes \(theirs:module\) .*: ImportError: no such library;"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=expected):
+            registry.names()
+        with pytest.raises(ValueError, match=expected):
+            registry.get("half")
+
+
 @pytest.fixture
 def entry() -> Entry[Any]:
     return Entry("shape", "polygon", shape)

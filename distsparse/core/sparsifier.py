@@ -135,6 +135,12 @@ class Sparsifier:
         """Return the steps of this run at which the masks are updated."""
         return self.method.update_schedule(self._total_steps)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the topology is final: no mask update is left in this run."""
+        last_round = self._round == self.method.rounds - 1
+        return last_round and not self._pending and self._step > max(self.update_schedule(), default=-1)
+
     def initialize(self, batches: Iterable[Batch] | None = None, loss_fn: LossFn | None = None) -> Rewired:
         """Choose the first topology and zero what is inactive. All ranks must call it.
 

@@ -1,11 +1,14 @@
 """Optimizers and learning-rate schedules by name."""
 
+from distsparse.optim.fine_tuning import MODES, FineTuningLR, fine_tuning, monitored
 from distsparse.optim.learning_rate import ClosedFormLR, constant, cosine, exponential, one_cycle, step
 from distsparse.optim.registry import build_optimizer, build_schedule, optimizers, schedules
 from distsparse.optim.torch_optimizers import adam, adamw, sgd
 
 __all__ = [
+    "MODES",
     "ClosedFormLR",
+    "FineTuningLR",
     "adam",
     "adamw",
     "build_optimizer",
@@ -13,6 +16,8 @@ __all__ = [
     "constant",
     "cosine",
     "exponential",
+    "fine_tuning",
+    "monitored",
     "one_cycle",
     "optimizers",
     "schedules",

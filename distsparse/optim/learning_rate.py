@@ -77,9 +77,14 @@ class ClosedFormLR(LRScheduler):
                 f"the schedule's state has {len(state_dict['base_lrs'])} groups, the optimizer {num_groups}"
             )
         self.base_lrs = list(state_dict["base_lrs"])
-        self.last_epoch = state_dict["last_epoch"] - 1
+        self.last_epoch = state_dict["last_epoch"]
         # torch counts calls to warn of a schedule that runs ahead of its optimizer; these were before.
         self._step_count = state_dict["last_epoch"] + 1
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Give the groups the rates of the present step."""
+        self.last_epoch -= 1
         self._update_lr()
 
 
@@ -101,7 +106,7 @@ def cosine(
     _check_min_lr(optimizer, min_lr)
 
     def rate(progress: float, base: float) -> float:
-        return _half_cosine(base, min_lr, progress)
+        return half_cosine(base, min_lr, progress)
 
     return _after_warmup(optimizer, total_steps, warmup_fraction, rate)
 
@@ -164,19 +169,19 @@ def one_cycle(
     Smith & Topin, 2018, arXiv:1708.07120. The learning rates of ``torch.optim.lr_scheduler.OneCycleLR``;
     momentum is not cycled, a departure from the paper.
     """
-    _check_total_steps(total_steps)
+    check_total_steps(total_steps)
     peak = pct_start * total_steps - 1
 
     def rate(step: int, base: float) -> float:
         first = base / div_factor
         if step <= peak and peak > 0:
-            return _half_cosine(first, base, step / peak)
-        return _half_cosine(base, first / final_div_factor, (step - peak) / (total_steps - 1 - peak))
+            return half_cosine(first, base, step / peak)
+        return half_cosine(base, first / final_div_factor, (step - peak) / (total_steps - 1 - peak))
 
     return ClosedFormLR(optimizer, rate)
 
 
-def _half_cosine(start: float, end: float, progress: float) -> float:
+def half_cosine(start: float, end: float, progress: float) -> float:
     """Return ``start`` at progress 0 and ``end`` from 1 on."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
@@ -196,11 +201,16 @@ def _after_warmup(
 
 
 def _num_warmup_steps(total_steps: int, warmup_fraction: float) -> int:
-    _check_total_steps(total_steps)
+    check_total_steps(total_steps)
     return round(warmup_fraction * total_steps)
 
 
-def _check_total_steps(total_steps: int) -> None:
+def check_total_steps(total_steps: int) -> None:
+    """Refuse a run of no steps.
+
+    Raises:
+        ValueError: ``total_steps`` is below 1.
+    """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: a learning-rate schedule needs at least 1")
 

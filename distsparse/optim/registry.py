@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -38,16 +39,23 @@ def build_optimizer(name: str, params: Params, config: Mapping[str, Any]) -> Opt
 
 
 def build_schedule(
-    name: str, optimizer: Optimizer, total_steps: int, config: Mapping[str, Any]
+    name: str, optimizer: Optimizer, total_steps: int, config: Mapping[str, Any], *, steps_per_epoch: int
 ) -> LRScheduler:
     """Return a new schedule, to be stepped once after every one of ``total_steps`` optimizer steps.
+
+    A factory takes (optimizer, total_steps) by position, or (optimizer, total_steps, steps_per_epoch) where
+    its keywords speak of epochs.
 
     Raises:
         ValueError: unknown schedule or keyword, a value out of range, or a custom factory whose result is no
             ``torch.optim.lr_scheduler.LRScheduler``.
     """
     entry = schedules.get(name)
-    schedule: object = entry.factory(optimizer, total_steps, **entry.parse(config, "lr_schedule"))
+    values = entry.parse(config, "lr_schedule")
+    parameters = inspect.signature(entry.factory).parameters.values()
+    num_positional = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
+    offered = (optimizer, total_steps, steps_per_epoch)
+    schedule: object = entry.factory(*offered[:num_positional], **values)
     if not isinstance(schedule, LRScheduler):
         raise ValueError(
             f"lr_schedule {name!r} returned {type(schedule).__name__}; "

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 STRING = pa.string()
 INT = pa.int64()
 FLOAT = pa.float64()
+BOOL = pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -61,6 +62,9 @@ OUTCOME = (
 COST = (
     Column("steps", INT, "optimizer steps"),
     Column("epochs", FLOAT, "passes over the training set"),
+    Column("stopped_early", BOOL, "whether lr_schedule fine_tuning ended the run before its last epoch"),
+    Column("num_lr_reductions", INT, "plateaus at which fine_tuning reduced the rate; null without it"),
+    Column("best_monitored", FLOAT, "best value of what fine_tuning monitors; null without it"),
     Column("samples_per_s", FLOAT, "training samples per second of training steps, all workers together"),
     Column("steps_per_s", FLOAT, "optimizer steps per second of training steps"),
     Column("wall_s", FLOAT, "seconds since the first step, over all processes that a resumed run had"),

@@ -12,7 +12,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
-from distsparse.config import COMPONENTS, NOT_IDENTITY, SECTIONS, RunConfig, override, parse
+from distsparse.config import COMPONENTS, NOT_IDENTITY, SECTIONS, RunConfig, keywords, override, parse
 from distsparse.registry import suggestion
 
 Point = dict[str, Any]
@@ -99,6 +99,7 @@ class Space:
     def configs(self) -> list[RunConfig]:
         """Return the configuration of every trial: each point with each seed; no two are equal.
 
+        Where the space chooses a component's name, a keyword's domain is of those components that take it.
         Random sampling leaves out points that it drew before; a space with fewer points than samples gives
         all that were found.
 
@@ -110,7 +111,7 @@ class Space:
         for point in self._points():
             if len(chosen) == target and self.search == "random":
                 break
-            config = override(self.base, point)
+            config = override(self.base, _applicable(point))
             chosen.setdefault(config.key, config)
         return [override(config, {"seed": seed}) for config in chosen.values() for seed in self.seeds]
 
@@ -203,13 +204,36 @@ def _check_overrides(overrides: Mapping[str, Any], values: Mapping[str, Any]) ->
 
 def _probe(space: Space) -> None:
     """Try each domain's values with the first value of every other one: paths and ranges fail here."""
-    first = {domain.path: domain.probes()[0] for domain in space.domains}
     for domain in space.domains:
         for value in domain.probes():
             try:
-                override(space.base, {**first, domain.path: value})
+                override(space.base, _probe_point(space, domain, value))
             except ValueError as error:
                 raise ValueError(f"space: {error}") from None
+
+
+def _probe_point(space: Space, domain: Domain, value: Any) -> Point:
+    """Return a value with the first of every other domain; a keyword with the first name that takes it."""
+    point = {other.path: other.probes()[0] for other in space.domains} | {domain.path: value}
+    kind, _, keyword = domain.path.partition(".")
+    names = next((other.values for other in space.domains if other.path == f"{kind}.name"), ())
+    if names and keyword != "name":
+        takers = [name for name in names if keyword in keywords(kind, name)]
+        if not takers:
+            return {f"{kind}.name": names[0], domain.path: value}
+        point[f"{kind}.name"] = takers[0]
+    return _applicable(point)
+
+
+def _applicable(point: Point) -> Point:
+    """Return a point without the keywords that its component lacks: they are those of others in the space."""
+
+    def applies(path: str) -> bool:
+        kind, _, keyword = path.partition(".")
+        name = point.get(f"{kind}.name")
+        return name is None or kind not in COMPONENTS or keyword in ("name", *keywords(kind, name))
+
+    return {path: value for path, value in point.items() if applies(path)}
 
 
 def _domain(path: Any, spec: Any, search: str) -> Domain:

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from distsparse.config import RunConfig
 from distsparse.data import Dataset
 from distsparse.ops.counter_rng import key
+from distsparse.train.early_stop import columns, goes_on
 from distsparse.train.evaluate import evaluate
 from distsparse.train.history import History, LossWindow, Row
 from distsparse.train.progress import Progress, describe
@@ -22,6 +23,8 @@ def train(
     config: RunConfig, dataset: Dataset, reporter: Reporter, *, history: History, verbose: bool = False
 ) -> Row:
     """Train to the end of the run, from the reporter's last checkpoint if it has one; return the summary.
+
+    A learning-rate schedule may end the run early, after an evaluation; all is then as at its last step.
 
     Args:
         config: the run.
@@ -51,7 +54,8 @@ def train(
 
     run.model.train()
     history.resume_clock()
-    for step in range(first_step, plan.total_steps):
+    stops = bool(history.summary.get("stopped_early"))
+    for step in range(first_step, first_step if stops else plan.total_steps):
         # Dropout's randomness is a function of seed, step and rank: no generator state to save.
         torch.manual_seed(key(config.seed, "step", step, run.comm.rank))
         for sample in run.micro_batches(step):
@@ -96,7 +100,8 @@ def train(
         if evaluates:
             with history.beside_training():
                 history.steps[-1].update(_evaluate(run))
-                _summarise(run, history, history.steps[-1])
+                stops = not goes_on(run, history.steps) and not ends
+                _summarise(run, history, history.steps[-1], stopped_early=stops)
                 progress.line(describe(history.summary, plan.num_epochs))
         if rewound := run.rewinder.step(done):
             history.add_rewired(rewound)
@@ -108,7 +113,10 @@ def train(
                 run.save(target, step=done, history=history.to_dict(), window=window.state_dict())
 
             with history.beside_training():
-                reporter.report(history.summary, step=done, save=save if saves else None)
+                # The window was just taken, so a stop that no checkpoint was due at needs no synchronizing.
+                reporter.report(history.summary, step=done, save=save if saves or stops else None)
+            if stops:
+                break
     history.pause_clock()
     progress.close()
     return history.summary
@@ -150,7 +158,7 @@ def _evaluate(run: Run) -> Row:
     return metrics
 
 
-def _summarise(run: Run, history: History, row: Row) -> None:
+def _summarise(run: Run, history: History, row: Row, *, stopped_early: bool) -> None:
     """Bring the run's summary up to an evaluation."""
     statistics = run.sparsifier.statistics
     summary = {
@@ -163,6 +171,8 @@ def _summarise(run: Run, history: History, row: Row) -> None:
         "num_grown": statistics.num_grown,
         "steps": row["step"],
         "epochs": row["step"] // run.plan.steps_per_epoch,
+        "stopped_early": stopped_early,
+        **columns(run),
         "world_size": run.comm.world_size,
         "train_s": history.train_s,
         "steps_per_s": row["step"] / history.train_s,

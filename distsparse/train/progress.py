@@ -53,4 +53,6 @@ def describe(summary: Mapping[str, Any], epochs: int) -> str:
     ]
     if "validation_accuracy" in summary:
         parts.insert(3, f"validation accuracy {summary['validation_accuracy']:.4f}")
+    if summary["stopped_early"]:
+        parts.append("stopped early")
     return "  ".join(parts)

@@ -27,6 +27,14 @@ from distsparse.train.parallel import make_accelerator
 from distsparse.train.rewind import Plan, Rewinder
 
 
+def build_schedule(config: RunConfig, optimizer: Optimizer, plan: Plan) -> LRScheduler:
+    """Return the configured learning-rate schedule of a round."""
+    name, params = config.lr_schedule.name, config.lr_schedule.params
+    return optim.build_schedule(
+        name, optimizer, plan.steps_per_round, params, steps_per_epoch=plan.steps_per_epoch
+    )
+
+
 def make_plan(config: RunConfig, dataset: Dataset, method: Method) -> Plan:
     """Return the run's steps, epochs and rounds; an epoch's incomplete last batch is left out.
 
@@ -59,19 +67,15 @@ def check(config: RunConfig) -> Dataset:
         ValueError: missing or unreadable data, a batch larger than the data, a custom factory that fails, a
             model that the data does not fit, nothing to sparsify, a sparsified weight that the forward pass
             does not use, T_end past the run, an allocation that cannot hold, a learning rate that cannot fall
-            to min_lr.
+            to min_lr, a schedule that monitors a validation split which the data does not have.
     """
     dataset = load_data(config)
-    try:
+    with _naming("method."):
         method = build_method(config)
-    except ValueError as error:
-        raise ValueError(f"method.{error}") from None
     plan = make_plan(config, dataset, method)
     total_steps = plan.total_steps
-    try:
+    with _naming("method."):
         method.check(total_steps)
-    except ValueError as error:
-        raise ValueError(f"method.{error}") from None
     with _blaming("model", config.model.name):
         model = starting_model(config, dataset, method)
         sample = data.batch(dataset.train, torch.arange(2), dataset=dataset, key=None)
@@ -81,14 +85,12 @@ def check(config: RunConfig) -> Dataset:
             config.optimizer.name, list(model.parameters()), config.optimizer.params
         )
     with _blaming("lr_schedule", config.lr_schedule.name):
-        optim.build_schedule(
-            config.lr_schedule.name, optimizer, plan.steps_per_round, config.lr_schedule.params
-        )
-    try:
-        patterns = {"include": config.sparsify.include, "exclude": config.sparsify.exclude}
+        schedule = build_schedule(config, optimizer, plan)
+        if isinstance(schedule, optim.FineTuningLR):
+            optim.monitored(schedule.rules.monitor, has_validation=dataset.validation is not None)
+    patterns = {"include": config.sparsify.include, "exclude": config.sparsify.exclude}
+    with _naming("sparsify: "):
         weights = find_weights(model, **patterns)
-    except ValueError as error:
-        raise ValueError(f"sparsify: {error}") from None
     gradients = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
     for weight, gradient in zip(weights, gradients, strict=True):
         if gradient is None:
@@ -98,11 +100,18 @@ def check(config: RunConfig) -> Dataset:
     sparsifier = Sparsifier.attach(
         method, model, optimizer, total_steps=total_steps, seed=0, comm=LocalComm(), **patterns
     )
-    try:
+    with _naming("method: "):
         sparsifier.initialize([sample], lambda net, batch: _loss(net, batch, label_smoothing=0.0))
-    except ValueError as error:
-        raise ValueError(f"method: {error}") from None
     return dataset
+
+
+@contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Put the section's name before a problem."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}{error}") from None
 
 
 @contextmanager
@@ -210,9 +219,7 @@ def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
     optimizer = optim.build_optimizer(
         config.optimizer.name, list(model.parameters()), config.optimizer.params
     )
-    schedule = optim.build_schedule(
-        config.lr_schedule.name, optimizer, plan.steps_per_round, config.lr_schedule.params
-    )
+    schedule = build_schedule(config, optimizer, plan)
     sparsifier = Sparsifier.attach(
         method,
         model,

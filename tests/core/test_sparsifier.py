@@ -450,3 +450,20 @@ def test_step_before_initialize_is_an_error_and_a_sparsifier_says_what_it_holds(
     sparsifier.initialize()
     sparsifier.step()
     assert repr(sparsifier) == "Sparsifier(1 layers, 10 of 100 weights active, step 1 of 10)"
+
+
+def test_settled_when_no_update_is_left() -> None:
+    """20 steps, T_end 15, ΔT 5: the last update is that of step 15, which a NaN in a gradient defers."""
+    model = network()
+    sparsifier = attach(rigl(sparsity=0.8, delta_T=5), model)
+    sparsifier.initialize()
+    found = []
+    for step in range(18):
+        backward(model, step)
+        if step == 15:
+            next(iter(sparsifier.weights.values())).parameter.grad.fill_(torch.nan)
+        sparsifier.step()
+        found.append(sparsifier.settled)
+    assert found == [False] * 16 + [True] * 2
+    assert sparsifier.statistics.num_updates == 3
+    assert attach(static(sparsity=0.8), network()).settled

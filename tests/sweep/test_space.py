@@ -68,6 +68,14 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"space": {"method.delta_t": {"choice": [5]}}},
         ["'method.delta_t'", "did you mean 'delta_T'"],
     ),
+    "keyword of no method in the space": (
+        {"space": {"method.name": {"choice": ["rigl", "set"]}, "method.gamma": {"choice": [0.1]}}},
+        ["'method.gamma'", "allowed: sparsity"],
+    ),
+    "bad value of one method in the space": (
+        {"space": {"method.name": {"choice": ["rigl", "srigl"]}, "method.gamma": {"choice": [2.0]}}},
+        ["method.gamma = 2.0", "less than or equal to 1"],
+    ),
     "unknown section": ({"space": {"methods.alpha": {"choice": [5]}}}, ["'methods.alpha'", "did you mean"]),
     "value out of range": (
         {"space": {"method.alpha": {"choice": [0.1, 1.5]}}},
@@ -274,3 +282,18 @@ def test_combination_that_is_not_valid_is_refused() -> None:
     domains = {"train.batch_size": {"grid": [20, 15]}, "train.accumulation": {"grid": [1, 10]}}
     with pytest.raises(ValueError, match=r"train.batch_size = 15: must be a multiple of 10"):
         space(domains, search="grid").configs()
+
+
+def test_a_keyword_is_varied_where_the_component_takes_it() -> None:
+    """2 values of gamma with srigl, none with rigl, each with 2 sparsities: 6 of the grid's 8 points."""
+    domains = {
+        "method.gamma": {"grid": [0.1, 0.2]},
+        "method.name": {"grid": ["rigl", "srigl"]},
+        "method.sparsity": {"grid": [0.5, 0.9]},
+    }
+    found = [config.method for config in space(domains, search="grid").configs()]
+    assert sorted(
+        (m.name, m.params["sparsity"], m.params.get("gamma")) for m in found if m.name == "srigl"
+    ) == [("srigl", sparsity, gamma) for sparsity in (0.5, 0.9) for gamma in (0.1, 0.2)]
+    assert [m.params["sparsity"] for m in found if m.name == "rigl"] == [0.5, 0.9]
+    assert len(found) == 6

@@ -287,6 +287,19 @@ SCHEDULES = {
     "exponential": {"warmup_fraction": 0.5, "min_lr": 0.05},
     "step": {"milestones": [0.25], "gamma": 0.5, "warmup_fraction": 0.5},
     "one-cycle": {"pct_start": 0.6, "div_factor": 5.0, "final_div_factor": 2.0},
+    "fine_tuning": {
+        "initial_lr": 0.3, "min_lr": 0.05, "decay": "exponential", "warmup_epochs": 1.0, "start": 0.5,
+        "factor": 0.1, "patience": 2, "monitor": "validation_loss",
+    },
+}  # fmt: skip
+# Where a schedule's keywords need more than the two epochs of a tiny run to show.
+ROOM: dict[str, dict[str, Any]] = {
+    "fine_tuning": {
+        "train.epochs": 6,
+        "method.T_end": 0.2,
+        "data.validation": 20,
+        "lr_schedule.patience": 1,
+    },
 }
 CHANGES: dict[str, Any] = {
     "train.epochs": 3,
@@ -342,7 +355,7 @@ def test_the_same_run_is_the_same(before: tuple[Any, ...], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_keyword_changes_the_outcome(name: str, tmp_path: Path) -> None:
-    values = {"model": "parts:watched", "lr_schedule.name": name}
+    values = {"model": "parts:watched", "lr_schedule.name": name, **ROOM.get(name, {})}
     plain = outcome(tiny(values), tmp_path)
     for keyword, value in SCHEDULES[name].items():
         assert outcome(tiny({**values, f"lr_schedule.{keyword}": value}), tmp_path) != plain, keyword
