@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distsparse.data import datasets
+from distsparse.dist import Compression
 from distsparse.methods import methods
 from distsparse.models import models
 from distsparse.optim import optimizers, schedules
@@ -90,6 +91,13 @@ class Launch(Section):
         int | None,
         Field(gt=0, description="CPU threads of one process; null: all cores, or a worker's CPUs under Ray"),
     ] = None
+    all_reduce: Annotated[
+        Literal["active", "dense"],
+        Field(description="gradient entries that travel between workers, where the method does not read all"),
+    ] = "active"
+    compression: Annotated[
+        Compression, Field(description="number format of the gradients that travel; none: their own")
+    ] = "none"
 
 
 COMPONENTS: dict[str, tuple[Registry[Any], str]] = {

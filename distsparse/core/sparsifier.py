@@ -105,6 +105,7 @@ class Sparsifier:
         self._comm = comm
         self._step = 0
         self._round = 0
+        self._version = 0
         self._pending = False
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
@@ -125,6 +126,21 @@ class Sparsifier:
     def topology(self) -> Topology:
         """What is active now."""
         return self._topology
+
+    @property
+    def version(self) -> int:
+        """A number that changes with the topology."""
+        return self._version
+
+    @property
+    def wants_dense_gradient(self) -> bool:
+        """Whether the next :meth:`step` reads the gradient of inactive weights."""
+        return self._gradients.wants(self._step, pending=self._pending)
+
+    def active_entries(self, parameter: Tensor) -> Tensor | None:
+        """Return bool of a parameter's shape, True where active; None for one without inactive entries."""
+        bits = self._bits_of.get(id(parameter))
+        return None if bits is None else bits != 0
 
     @property
     def weights(self) -> dict[str, SparseWeight]:
@@ -295,11 +311,13 @@ class Sparsifier:
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
+        self._version += 1
         self._bits = {
             name: bit_mask(self._weights[name].unmatrix(mask), self._weights[name].parameter)
             for name, mask in topology.masks.items()
             if not bool(mask.all())  # a dense layer has nothing to keep at zero
         }
+        self._bits_of = {id(self._weights[name].parameter): bits for name, bits in self._bits.items()}
 
     def _rewire(
         self,

@@ -2,5 +2,18 @@
 
 from distsparse.dist.agree import TopologyMismatch, verify
 from distsparse.dist.comm import Comm, LocalComm, ProcessGroupComm, any_rank, current
+from distsparse.dist.gradient_hook import ActiveEntries, Compression, GradientHook, reduce_active
 
-__all__ = ["Comm", "LocalComm", "ProcessGroupComm", "TopologyMismatch", "any_rank", "current", "verify"]
+__all__ = [
+    "ActiveEntries",
+    "Comm",
+    "Compression",
+    "GradientHook",
+    "LocalComm",
+    "ProcessGroupComm",
+    "TopologyMismatch",
+    "any_rank",
+    "current",
+    "reduce_active",
+    "verify",
+]

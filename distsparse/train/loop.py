@@ -145,8 +145,16 @@ def _row(
         "grad_norm": grad_norm,
         "samples_per_s": num_samples / max(seconds, 1e-9),
         "elapsed_s": history.wall_s,
+        **_traffic(run),
         "sparsity": run.sparsifier.topology.sparsity,
     }
+
+
+def _traffic(run: Run) -> Row:
+    """Return the bytes of gradients that a worker has sent so far; nothing where there is one process."""
+    if run.reduction is None:
+        return {}
+    return {"gradient_bytes": run.reduction.sent_bytes, "dense_gradient_bytes": run.reduction.dense_bytes}
 
 
 def _evaluate(run: Run) -> Row:
@@ -173,6 +181,7 @@ def _summarise(run: Run, history: History, row: Row, *, stopped_early: bool) -> 
         "epochs": row["step"] // run.plan.steps_per_epoch,
         "stopped_early": stopped_early,
         **columns(run),
+        **_traffic(run),
         "world_size": run.comm.world_size,
         "train_s": history.train_s,
         "steps_per_s": row["step"] / history.train_s,

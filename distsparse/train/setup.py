@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,7 +21,7 @@ from distsparse import data, optim
 from distsparse.config import RunConfig
 from distsparse.core import Method, Sparsifier, find_weights, load_network
 from distsparse.data import Dataset
-from distsparse.dist import Comm, LocalComm, current
+from distsparse.dist import Comm, GradientHook, LocalComm, current, reduce_active
 from distsparse.train import checkpoint
 from distsparse.train.build import build_method, build_model, starting_model
 from distsparse.train.parallel import make_accelerator
@@ -150,6 +151,7 @@ class Run:
     schedule: LRScheduler
     sparsifier: Sparsifier
     rewinder: Rewinder
+    reduction: GradientHook | None
     comm: Comm
 
     @property
@@ -179,8 +181,8 @@ class Run:
             "sparsifier": self.sparsifier,
             "rewinder": self.rewinder,
         }
-        scaler = self.accelerator.scaler
-        return parts if scaler is None else {**parts, "scaler": scaler}
+        maybe = {"scaler": self.accelerator.scaler, "reduction": self.reduction}
+        return parts | {name: part for name, part in maybe.items() if part is not None}
 
     def save(self, folder: Path, **state: Any) -> None:
         """Write a checkpoint of the run, with more state beside, into an existing folder."""
@@ -205,7 +207,8 @@ class Run:
         except RuntimeError as error:
             raise ValueError(f"checkpoint {folder} is of another model: {error}") from None
         for name, part in self._stateful().items():
-            part.load_state_dict(state.pop(name))
+            if name in state:  # one worker counts no traffic, and another number of workers may resume it
+                part.load_state_dict(state.pop(name))
         return state
 
 
@@ -230,6 +233,11 @@ def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
         exclude=config.sparsify.exclude,
     )
 
+    reduction = None
+    if isinstance(model, DistributedDataParallel):
+        active = sparsifier if config.launch.all_reduce == "active" else None
+        reduction = reduce_active(model, active, compression=config.launch.compression)
+
     def fresh() -> dict[str, Any]:
         return build_model(config, dataset, purpose="other weights").state_dict()
 
@@ -243,5 +251,6 @@ def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
         schedule=schedule,
         sparsifier=sparsifier,
         rewinder=Rewinder(sparsifier, bare_model, schedule, plan, fresh=fresh),
+        reduction=reduction,
         comm=current(),
     )

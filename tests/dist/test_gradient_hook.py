@@ -1,0 +1,186 @@
+"""Real gloo processes: what travels between them, and that the weights are those of a plain all-reduce."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distsparse.core import Method, Sparsifier
+from distsparse.dist import Compression, reduce_active
+from distsparse.methods import dense, dsr, gmp, granet, mest, rigl, set_, snfs, snip, srigl, static
+
+STEPS = 16
+BATCH = 12
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "dense": dense,
+    "static": lambda: static(sparsity=0.8),
+    "set": lambda: set_(sparsity=0.8, delta_T=3),
+    "rigl": lambda: rigl(sparsity=0.8, delta_T=3),
+    "rigl, window": lambda: rigl(sparsity=0.8, delta_T=5, grad_accumulation=2),
+    "mest": lambda: mest(sparsity=0.8, delta_T=3),
+    "snfs": lambda: snfs(sparsity=0.8, delta_T=3),
+    "dsr": lambda: dsr(sparsity=0.8, delta_T=3),
+    "gmp": lambda: gmp(sparsity=0.8, delta_T=3),
+    "granet": lambda: granet(sparsity=0.8, delta_T=3),
+    "srigl": lambda: srigl(sparsity=0.8, delta_T=3),
+    "snip": lambda: snip(sparsity=0.8),
+}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 5)
+    )  # fmt: skip
+
+
+def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(sample[0]), sample[1])
+
+
+def share(step: int, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    inputs, labels = torch.randn(BATCH, 1, 6, 6, generator=generator), torch.randint(5, (BATCH,), generator=generator)
+    return inputs[rank::world_size], labels[rank::world_size]
+
+
+def trained(
+    method: Method, rank: int, world_size: int, *, hook: bool, compression: Compression = "none", micro: int = 1
+) -> dict[str, Any]:
+    # Small buckets: several layers in some, one in others.
+    model = DistributedDataParallel(network(), bucket_cap_mb=0.002)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=STEPS, seed=0)
+    counter = reduce_active(model, sparsifier, compression=compression) if hook else None
+    sparsifier.initialize([share(1000, rank, world_size)], loss)
+    sent = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        inputs, labels = share(step, rank, world_size)
+        for part in range(micro):
+            sample = (inputs[part::micro], labels[part::micro])
+            if part + 1 < micro:
+                with model.no_sync():
+                    (loss(model, sample) / micro).backward()
+            else:
+                (loss(model, sample) / micro).backward()
+        event = sparsifier.step()
+        if not (event and event.skip_optimizer_step):
+            optimizer.step()
+        sent.append(counter.sent_bytes if counter else 0)
+    return {
+        "weights": [value.double().flatten().tolist() for value in model.module.state_dict().values()],
+        "masks": [mask.flatten().tolist() for mask in sparsifier.topology.masks.values()],
+        "sent": sent,
+        "dense": counter.dense_bytes if counter else 0,
+        "nnz": [sparsifier.topology.nnz(name) for name in sparsifier.topology.masks],
+    }
+
+
+def _two(rank: int, folder: Path) -> None:
+    _start(rank, 2, folder)
+    results: dict[str, Any] = {}
+    for name, make in METHODS.items():
+        results[name] = trained(make(), rank, 2, hook=True)
+        results[f"{name}, plain"] = trained(make(), rank, 2, hook=False)
+    results["micro"] = trained(METHODS["rigl"](), rank, 2, hook=True, micro=2)
+    results["micro, plain"] = trained(METHODS["rigl"](), rank, 2, hook=False, micro=2)
+    for compression in ("bf16", "fp16"):
+        results[compression] = trained(METHODS["rigl"](), rank, 2, hook=True, compression=compression)
+    _end(rank, folder, results)
+
+
+def _four(rank: int, folder: Path) -> None:
+    _start(rank, 4, folder)
+    _end(rank, folder, {name: trained(METHODS[name](), rank, 4, hook=True) for name in ("rigl", "set")})
+
+
+def _start(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=world_size)
+
+
+def _end(rank: int, folder: Path, results: dict[str, Any]) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_two, (folder,), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", [*METHODS, "micro"])
+def test_weights_and_masks_are_those_of_a_plain_all_reduce(name: str, two: list[dict[str, Any]]) -> None:
+    for result in two:
+        assert result[name]["masks"] == result[f"{name}, plain"]["masks"]
+        assert result[name]["weights"] == result[f"{name}, plain"]["weights"]
+
+
+def per_step(sent: list[float]) -> list[float]:
+    return [after - before for before, after in zip([0.0, *sent], sent, strict=False)]
+
+
+ALWAYS = 4 * (4 + 4 + 4 + 20 + 5)
+"""bytes of biases and of the normalisation"""
+WEIGHTS = 4 * (36 + 1280 + 100)
+
+
+def test_bytes_by_hand(two: list[dict[str, Any]]) -> None:
+    """Two ranks send each tensor once. RigL reads dense gradients at steps 3, 6, 9, 12, SET at none."""
+    active = 4 * sum(two[0]["static"]["nnz"])
+    assert active < 0.21 * WEIGHTS
+    for name in ("rigl", "set", "static", "dense"):
+        result = two[0][name]
+        dense_steps = {"rigl": {3, 6, 9, 12}, "dense": set(range(STEPS))}.get(name, set())
+        expected = [ALWAYS + (WEIGHTS if step in dense_steps else active) for step in range(STEPS)]
+        assert per_step(result["sent"]) == expected
+        assert result["dense"] == STEPS * (ALWAYS + WEIGHTS)
+        assert result == two[1][name]
+
+
+def test_dense_gradients_travel_only_where_a_method_reads_them(two: list[dict[str, Any]]) -> None:
+    def dense_steps(name: str) -> list[int]:
+        return [step for step, sent in enumerate(per_step(two[0][name]["sent"])) if sent == ALWAYS + WEIGHTS]
+
+    assert dense_steps("rigl, window") == [4, 5, 9, 10]
+    assert dense_steps("snfs") == list(range(13))  # its momentum needs every step up to T_end
+    assert dense_steps("dsr") == dense_steps("snip") == []
+    assert dense_steps("gmp") == [0, 1, 2, 3]  # all are active before the first prune
+
+
+def test_compression_halves_the_bytes(two: list[dict[str, Any]]) -> None:
+    for name in ("bf16", "fp16"):
+        assert two[0][name]["sent"] == [sent / 2 for sent in two[0]["rigl"]["sent"]]
+        assert two[0][name]["weights"] == two[1][name]["weights"]
+        exact = torch.tensor(sum(two[0]["rigl"]["weights"], []))
+        found = torch.tensor(sum(two[0][name]["weights"], []))
+        assert not torch.equal(found, exact)
+
+
+def test_four_ranks_send_a_rings_share(tmp_path: Path, two: list[dict[str, Any]]) -> None:
+    torch.multiprocessing.spawn(_four, (tmp_path,), nprocs=4)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    for name in ("rigl", "set"):
+        assert all(result[name] == ranks[0][name] for result in ranks)
+        assert ranks[0][name]["sent"] == [1.5 * sent for sent in two[0][name]["sent"]]
+
+
+def test_a_bare_model_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    sparsifier = Sparsifier.attach(
+        static(), model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=1, seed=0
+    )
+    with pytest.raises(ValueError, match="model Linear: must be wrapped by DistributedDataParallel"):
+        reduce_active(model, sparsifier)  # type: ignore[arg-type]
