@@ -30,6 +30,10 @@ AlphaSchedule = Annotated[
     Field(description="how α falls from its value at the start to T_end"),
 ]
 Allocation = Annotated[AllocationName, Field(description="how active weights are split among layers")]
+AllocationPower = Annotated[
+    float,
+    Field(ge=0, le=10, description="power of the densities of allocation er and erk only; 0 is uniform"),
+]
 Norm = Annotated[
     SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")
 ]

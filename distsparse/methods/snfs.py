@@ -16,7 +16,17 @@ from distsparse.core import (
     random,
     redistribute,
 )
-from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.params import (
+    Allocation,
+    AllocationPower,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    Norm,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
 
@@ -30,13 +40,16 @@ def snfs(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
 ) -> Method:
     """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
 
     The momentum is a moving average (0.9) of the dense gradient. The paper prunes once per epoch.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),
             redistribute("mean momentum of active weights", _mean_momentum, momentum.needs),

@@ -25,7 +25,10 @@ STEPS = 14
 FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4}
 
 # A keyword that matters only under another one.
-REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
+REQUIRES = {
+    "sensitivity_norm": {"allocation": "sensitivity"},
+    "allocation_power": {"allocation": "erk"},
+}
 
 # Other values where the next one is too near to show in a small run.
 ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9]}

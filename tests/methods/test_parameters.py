@@ -39,6 +39,8 @@ BAD = [
         "ERK",
         "'uniform', 'uniform_first_dense', 'er', 'erk', 'sensitivity', 'global_magnitude' or 'lamp'",
     ),
+    ("allocation_power", -0.5, "greater than or equal to 0"),
+    ("allocation_power", 11.0, "less than or equal to 10"),
     ("sensitivity_norm", "l1", "'rms', 'l2' or 'mean_abs'"),
     ("grad_accumulation", 0, "greater than 0"),
     ("exclude_dropped", 1, "valid boolean"),
@@ -60,6 +62,14 @@ def test_bad_keywords(name: str, field: str, value: Any, allowed: str) -> None:
     else:
         assert f"unknown key '{name}.{field}'" in message
         assert f"allowed: {', '.join(entry.schema.model_fields) or 'nothing'}" in message
+
+
+def test_every_allocation_comes_with_its_own_parameters() -> None:
+    fields = {entry.name: set(entry.schema.model_fields) for entry in methods}
+    allocating = [name for name in names() if "allocation" in fields[name]]
+    assert len(allocating) >= 10
+    for name in allocating:
+        assert {"allocation_power", "sensitivity_norm"} <= fields[name], name
 
 
 def test_unknown_keyword_with_a_suggestion() -> None:
