@@ -30,7 +30,7 @@ class LayerUnits:
     active: Tensor
     """bool (unit rows, unit cols)"""
     score: Tensor
-    """the prune's score of each unit"""
+    """of each unit: the prune's, or the magnitude where that is random"""
     num_weights: int
 
     @property
@@ -59,7 +59,7 @@ def allocator(
 
     Args:
         name: see :mod:`distsparse.ops.allocation`; ``global_magnitude`` ranks the prune's own scores over all
-            layers, ``lamp`` the layer-adaptive magnitudes.
+            layers, ``lamp`` the layer-adaptive ones; both rank magnitudes where the prune is random.
         power: of the ER and ERK shares.
         sensitivity_norm: of ``sensitivity``.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distsparse.core.allocators import Allocator, LayerUnits
-from distsparse.core.criteria import Criterion, magnitude
+from distsparse.core.criteria import Criterion, magnitude, random
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
 from distsparse.ops.allocation import apportion, num_active
@@ -85,14 +85,16 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
 def prune(by: Criterion, *, allocation: Allocator) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
-    A layer is never given more than it has: a prune does not grow.
+    A layer is never given more than it has: a prune does not grow. An allocation that ranks scores over all
+    layers ranks magnitudes where the prune is random, for random numbers say nothing of a layer.
     """
 
     def apply(context: Context) -> Topology:
         active = {name: context.units(name) for name in context.topology.masks}
         scores = {name: context.score(by, name, "prune") for name in active}
+        ranked = {n: context.score(magnitude, n, "prune") for n in active} if by is random else scores
         layers = {
-            name: LayerUnits(context.shapes[name], units, scores[name], context.topology.masks[name].numel())
+            name: LayerUnits(context.shapes[name], units, ranked[name], context.topology.masks[name].numel())
             for name, units in active.items()
         }
         total = min(
