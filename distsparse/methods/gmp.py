@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from distsparse.core import Method, allocator, magnitude, prune
 from distsparse.methods.params import (
-    Allocation,
     AllocationPower,
     DeltaT,
     Group,
     InitialSparsity,
     Norm,
+    PruneAllocation,
     Sparsity,
     TEnd,
     Tile,
@@ -28,7 +28,7 @@ def gmp(
     delta_T: DeltaT = 100,
     T_start: TStart = 0.0,
     T_end: TEnd = 0.75,
-    allocation: Allocation = "uniform",
+    allocation: PruneAllocation = "uniform",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     group: Group = "layer",

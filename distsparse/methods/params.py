@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distsparse.core.allocators import AllocationName
+from distsparse.core.allocators import AllocationName, UpdateAllocationName
 from distsparse.ops.allocation import SensitivityNorm
 from distsparse.ops.schedule import Schedule, constant, cosine, inverse_power, linear
 
@@ -30,6 +30,9 @@ AlphaSchedule = Annotated[
     Field(description="how α falls from its value at the start to T_end"),
 ]
 Allocation = Annotated[AllocationName, Field(description="how active weights are split among layers")]
+PruneAllocation = Annotated[
+    UpdateAllocationName, Field(description="how active weights are split among layers at every prune")
+]
 AllocationPower = Annotated[
     float,
     Field(ge=0, le=10, description="power of the densities of allocation er and erk only; 0 is uniform"),

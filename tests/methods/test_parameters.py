@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distsparse.core import Method
-from distsparse.methods import dense, methods, names, rigl, set_, static
+from distsparse.methods import dense, granet, methods, names, rigl, set_, static
 from distsparse.methods.params import drop_fraction
 
 
@@ -37,7 +37,7 @@ BAD = [
     (
         "allocation",
         "ERK",
-        "'uniform', 'uniform_first_dense', 'er', 'erk', 'sensitivity', 'global_magnitude' or 'lamp'",
+        "'uniform', 'uniform_first_dense', 'er', 'erk', 'sensitivity', 'global_magnitude'",
     ),
     ("allocation_power", -0.5, "greater than or equal to 0"),
     ("allocation_power", 11.0, "less than or equal to 10"),
@@ -70,6 +70,13 @@ def test_every_allocation_comes_with_its_own_parameters() -> None:
     assert len(allocating) >= 10
     for name in allocating:
         assert {"allocation_power", "sensitivity_norm"} <= fields[name], name
+
+
+@pytest.mark.parametrize("name", ["gmp", "progressive"])
+def test_an_update_cannot_allocate_by_what_is_measured_before_the_first_step(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\.allocation = 'layer_scan': .* or 'lamp'"):
+        methods.get(name).factory(allocation="layer_scan")
+    assert granet(allocation="layer_scan").init_needs == {"loss_curve"}
 
 
 def test_unknown_keyword_with_a_suggestion() -> None:
