@@ -11,13 +11,16 @@ from distsparse.methods.params import (
     Alpha,
     AlphaSchedule,
     DeltaT,
+    Group,
     Norm,
     Sparsity,
     TEnd,
+    Tile,
     drop_fraction,
 )
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("dsr")
@@ -31,6 +34,8 @@ def dsr(
     allocation: Allocation = "uniform",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Drop by one global threshold, and grow at random in proportion to the survivors of each layer.
 
@@ -48,6 +53,7 @@ def dsr(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        structure=Structure(tile=tile, group=group),
     )
 
 

@@ -22,13 +22,16 @@ from distsparse.methods.params import (
     Alpha,
     AlphaSchedule,
     DeltaT,
+    Group,
     Norm,
     Sparsity,
     TEnd,
+    Tile,
     drop_fraction,
 )
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("snfs")
@@ -42,6 +45,8 @@ def snfs(
     allocation: Allocation = "uniform",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
 
@@ -58,6 +63,7 @@ def snfs(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        structure=Structure(tile=tile, group=group),
     )
 
 
