@@ -102,7 +102,8 @@ def _in_units(layers: Layers, total: int, allocate: Allocation) -> list[int]:
     if units == sizes:
         return allocate(shapes, total, caps)
     weights = allocate(shapes, round(total / sum(units) * sum(sizes)), sizes)
-    shares = [count * unit / size for count, unit, size in zip(weights, units, sizes, strict=True)]
+    # A layer that would get nothing still takes the units for which the others have no room.
+    shares = [max(count, 1e-6) * unit / size for count, unit, size in zip(weights, units, sizes, strict=True)]
     return apportion(shares, total, caps)
 
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from kinds import KINDS
 from torch import Tensor, distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
-from distsparse.core import Method, Rewired, Signals, Sparsifier
+from distsparse.core import Method, Rewired, Signals, Sparsifier, find_weights
 from distsparse.methods import methods, names
 from distsparse.methods.params import Group
 from distsparse.ops.allocation import num_active
@@ -88,7 +89,7 @@ class Trainer:
         model_seed: int = 0,
     ) -> None:
         torch.manual_seed(model_seed)
-        self.model: nn.Module = NETWORKS[network]()
+        self.model: nn.Module = (NETWORKS | KINDS)[network]()
         if distributed.is_initialized():
             self.model = DistributedDataParallel(self.model)
         self.optimizer: optim.Optimizer = OPTIMIZERS[optimizer](self.model.parameters())
@@ -265,6 +266,59 @@ class TestEveryStructure:
         whole.train(5)
         resumed = Trainer(method, network=network, model_seed=1).restore(state).train(5)
         assert resumed.outcome()[2] == whole.outcome()[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gmp", "rigl", "set", "snfs"])
+class TestEveryKindOfLayer:
+    @pytest.mark.parametrize("structure", ["unstructured", "constant fan-in", "wide tiles"])
+    def test_counts_are_exact_and_inactive_is_zero(self, name: str, kind: str, structure: str) -> None:
+        method = configured(name, **STRUCTURES[structure])
+        trainer = finished(method, network=kind)  # checks every step
+        sparsifier = trainer.sparsifier
+        assert not any(mask.all() for mask in sparsifier.topology.masks.values() if mask.numel() > 100)
+        num_units = num_wanted(sparsifier, method.sparsity_at(max(sparsifier.update_schedule()), STEPS))
+        TestEveryStructure().check(sparsifier, num_units)
+
+    def test_resumed_equals_uninterrupted(self, name: str, kind: str) -> None:
+        whole = Trainer(configured(name), network=kind, optimizer="adamw").initialize().train(0, 5)
+        state = whole.state()
+        whole.train(5)
+        resumed = Trainer(configured(name), network=kind, optimizer="adamw", model_seed=1)
+        assert resumed.restore(state).train(5).outcome()[2] == whole.outcome()[2]
+
+
+def test_every_kind_of_layer_is_found() -> None:
+    shapes = {kind: [tuple(w.shape) for w in find_weights(network())] for kind, network in KINDS.items()}
+    assert shapes == {
+        "attention": [(24, 8), (8, 8), (4, 72)],
+        "attention of three projections": [(8, 8), (8, 4), (8, 6), (8, 8), (4, 72)],
+        "transposed": [(16, 72), (4, 16)],
+        "conv1d": [(6, 2, 5), (4, 6, 4), (4, 52)],
+        "conv3d": [(8, 1, 2, 3, 3), (4, 128)],
+        "depthwise": [(8, 2, 1, 1), (8, 1, 3, 3), (4, 128)],
+        "tied": [(16, 72), (16, 16), (4, 16)],
+    }
+
+
+@pytest.mark.parametrize("tile", [(1, 4), (4, 1)])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_whole_aligned_tiles_are_dropped_and_grown(name: str, network: str, tile: tuple[int, int]) -> None:
+    trainer = Trainer(configured(name, tile=tile), network=network).initialize()
+    masks = dict(trainer.sparsifier.topology.masks)
+    num_changed = 0
+    for step in range(STEPS):
+        trainer.train(step, step + 1)
+        for layer, mask in trainer.sparsifier.topology.masks.items():
+            rows, cols = torch.meshgrid(*(torch.arange(size) for size in mask.shape), indexing="ij")
+            number = rows // tile[0] * mask.shape[1] + cols // tile[1]
+            for changed in (mask & ~masks[layer], masks[layer] & ~mask):
+                touched = torch.isin(number, number[changed])
+                assert torch.equal(touched, changed), f"{layer}: a part of a tile"
+                num_changed += int(changed.sum())
+            masks[layer] = mask
+    assert bool(num_changed) == bool(trainer.sparsifier.update_schedule())
 
 
 def num_wanted(sparsifier: Sparsifier, sparsity: float) -> int:
