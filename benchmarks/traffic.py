@@ -56,7 +56,7 @@ def main() -> int:
 
 
 HEADER = [
-    "| ranks | link | method | sparsity | MB per step | of the bound | dense MB | step | dense step | speed-up |",
+    "| ranks | link | method | sparsity | MB per step | of bound | dense MB | step | dense step | speed-up |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 

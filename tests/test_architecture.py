@@ -27,7 +27,11 @@ STACK = [
     {"sweep"},
     {"cli", "__main__"},
 ]
-BESIDE = {"results": {"version"}, "export": {"version", "registry", "ops", "core"}}
+BESIDE = {
+    "results": {"version"},
+    "export": {"version", "registry", "ops", "core"},
+    "diagnose": {"version", "registry", "ops", "dist", "core"},
+}
 MAY_ALSO_IMPORT = {name: {"results", "export"} for name in ("launch", "sweep", "cli")} | {"__main__": {"cli"}}
 
 RAY = {"launch", "sweep", "cli"}

@@ -14,11 +14,16 @@ from torch import Tensor
 from distsparse.core.signals import Signals
 from distsparse.ops import allocation
 from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
+from distsparse.ops.curves import from_curves
 from distsparse.ops.select import top_k_mask
 
-AllocationName = Literal[
+UpdateAllocationName = Literal[
     "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
 ]
+AllocationName = Literal[
+    "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp", "layer_scan"
+]
+"""``layer_scan`` needs what is measured before the first step only."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class LayerUnits:
     active: Tensor
     """bool (unit rows, unit cols)"""
     score: Tensor
-    """the prune's score of each unit"""
+    """of each unit: the prune's, or the magnitude where that is random"""
     num_weights: int
 
     @property
@@ -59,7 +64,9 @@ def allocator(
 
     Args:
         name: see :mod:`distsparse.ops.allocation`; ``global_magnitude`` ranks the prune's own scores over all
-            layers, ``lamp`` the layer-adaptive magnitudes.
+            layers, ``lamp`` the layer-adaptive ones; both rank magnitudes where the prune is random.
+            ``layer_scan`` is :func:`~distsparse.ops.curves.from_curves` of curves measured by
+            :mod:`~distsparse.core.loss_curves`.
         power: of the ER and ERK shares.
         sensitivity_norm: of ``sensitivity``.
     """
@@ -78,6 +85,8 @@ def allocator(
             return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _plain))
         case "lamp":
             return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _lamp))
+        case "layer_scan":
+            return Allocator(name, _layer_scan, frozenset({"loss_curve"}))
 
 
 def _from_shapes(name: str, allocate: Allocation) -> Allocator:
@@ -93,7 +102,8 @@ def _in_units(layers: Layers, total: int, allocate: Allocation) -> list[int]:
     if units == sizes:
         return allocate(shapes, total, caps)
     weights = allocate(shapes, round(total / sum(units) * sum(sizes)), sizes)
-    shares = [count * unit / size for count, unit, size in zip(weights, units, sizes, strict=True)]
+    # A layer that would get nothing still takes the units for which the others have no room.
+    shares = [max(count, 1e-6) * unit / size for count, unit, size in zip(weights, units, sizes, strict=True)]
     return apportion(shares, total, caps)
 
 
@@ -107,6 +117,15 @@ def _sensitivity(norm: SensitivityNorm) -> Allocator:
         return _in_units(layers, total, partial(allocation.sensitivity, sensitivities=sensitivities))
 
     return Allocator("sensitivity", counts, frozenset({"grad"}))
+
+
+def _layer_scan(layers: Layers, total: int, signals: Callable[[str, str], Signals]) -> list[int]:
+    curves = []
+    for name in layers:
+        curve = signals(name, "allocate").loss_curve
+        assert curve is not None
+        curves.append([(float(sparsity), float(loss)) for sparsity, loss in curve])
+    return _in_units(layers, total, partial(from_curves, curves=curves))
 
 
 def _ranked(layers: Layers, total: int, score: Callable[[LayerUnits], Tensor]) -> list[int]:

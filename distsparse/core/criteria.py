@@ -10,8 +10,11 @@ from torch import Tensor
 from distsparse.core.signals import Signals
 from distsparse.ops.structure import Pooling, Structure
 
-INITIAL_SIGNALS = frozenset({"grad", "grad_abs", "hessian_grad", "flow"})
+INITIAL_SIGNALS = frozenset({"grad", "grad_abs", "hessian_grad", "flow", "loss_curve"})
 """signals that an initialization takes from batches"""
+
+UPDATE_SIGNALS = frozenset({"grad", "grad_abs", "grad_ema"})
+"""signals that an update has"""
 
 
 @dataclass(frozen=True)

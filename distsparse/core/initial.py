@@ -1,4 +1,4 @@
-"""Signals of the first topology: gradients, Hessian-gradient products, synaptic flow, from a few batches."""
+"""Signals of the first topology: gradients, Hessian products, synaptic flow, loss curves, from batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from distsparse.core.loss_curves import SPARSITIES, mean_losses
 from distsparse.core.weights import SparseWeight, unwrap
 from distsparse.dist import Comm
 
@@ -53,10 +54,16 @@ def initial_signals(
         found["flow"] = _flow(bare, batches, parameters)
     for buffer, value in zip(bare.buffers(), buffers, strict=True):
         buffer.copy_(value)  # batch normalisation has counted batches that do not belong to the run
-    return {
+    signals = {
         name: {kind: weight.matrix(values[i]) for kind, values in found.items()}
         for i, (name, weight) in enumerate(weights.items())
     }
+    if "loss_curve" in needs:
+        base, losses = mean_losses(bare, weights, batches, loss_fn, comm)
+        for name, curve in losses.items():
+            points = [(s, loss - base) for s, loss in zip(SPARSITIES, curve, strict=True)]
+            signals[name]["loss_curve"] = torch.tensor(points, dtype=torch.float64)
+    return signals
 
 
 class _Softened(nn.Module):
@@ -109,7 +116,7 @@ def _mean(
         num_batches += 1
     count = int(comm.sum(num_batches))
     if count == 0:
-        raise ValueError("this method's first topology needs gradients, and batches is empty")
+        raise ValueError("this method's first topology needs data, and batches is empty")
     return [comm.sum(total) / count for total in totals]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from distsparse.core.criteria import UPDATE_SIGNALS
 from distsparse.core.moves import Move
 from distsparse.core.ticket import Ticket
 from distsparse.ops.schedule import Schedule
@@ -86,9 +87,15 @@ class Method:
         """Refuse a run that could not do what the method says.
 
         Raises:
-            ValueError: T_end lies past the run, or no update falls into a run whose sparsity is to change.
+            ValueError: T_end lies past the run, no update falls into a run whose sparsity is to change, or
+                an update reads what is measured before the first step only.
         """
         self.stop_step(total_steps)
+        for move in self.update:
+            if missing := move.needs - UPDATE_SIGNALS:
+                raise ValueError(
+                    f"update: {move.name} reads {', '.join(sorted(missing))}, which only a first topology has"
+                )
         if self.rounds > 1:
             return
         changes = self.sparsity(1.0) != (self.sparsity(0.0) if self.init else 0.0)

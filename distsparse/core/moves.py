@@ -85,14 +85,16 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
 def prune(by: Criterion, *, allocation: Allocator) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
-    A layer is never given more than it has: a prune does not grow.
+    A layer is never given more than it has: a prune does not grow. An allocation that ranks scores over all
+    layers ranks magnitudes where the prune is random, for random numbers say nothing of a layer.
     """
 
     def apply(context: Context) -> Topology:
         active = {name: context.units(name) for name in context.topology.masks}
         scores = {name: context.score(by, name, "prune") for name in active}
+        ranked = {n: context.score(magnitude, n, "prune") for n in active} if by is random else scores
         layers = {
-            name: LayerUnits(context.shapes[name], units, scores[name], context.topology.masks[name].numel())
+            name: LayerUnits(context.shapes[name], units, ranked[name], context.topology.masks[name].numel())
             for name, units in active.items()
         }
         total = min(
@@ -146,7 +148,7 @@ def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
 
 
 Share = Callable[[Signals, Tensor, Tensor], float]
-"""(signals, units active when the update began, units kept) → a layer's share of the vacancies, at least 0"""
+"""(signals, mask when the update began, mask now) → a layer's share of the vacancies, at least 0"""
 
 
 def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
@@ -154,6 +156,11 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
 
     What a full layer cannot take goes to the others. A layer of which nothing was kept gets one weight first:
     without any it would cut the network in two.
+
+    Where groups hold fixed counts (rows, N:M), each layer's target is then rounded to what its groups can
+    hold, and groups that hold more give their smallest weights away. It is the total of the last allocation
+    that is shared out, not of what the last rounding made of it: the total is off by at most half a weight
+    for each group, however many updates there were.
 
     Args:
         name: of the share, for display.
@@ -165,12 +172,13 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
         topology = context.topology
         kept = {layer: context.units(layer) for layer in topology.masks}
         counts = {layer: int(units.sum()) for layer, units in kept.items()}
-        vacancies = sum(topology.targets[layer] - counts[layer] for layer in kept)
+        requested = {layer: topology.requested.get(layer, topology.targets[layer]) for layer in kept}
+        vacancies = sum(requested.values()) - sum(counts.values())
+        if vacancies < 0:  # the last rounding gave more than that away: nothing is free to move
+            return topology
         shares = [
-            share(
-                context.signals(layer, "share"), context.structure.units(context.before.masks[layer]), units
-            )
-            for layer, units in kept.items()
+            share(context.signals(layer, "share"), context.before.masks[layer], topology.masks[layer])
+            for layer in kept
         ]
         empty = [layer for layer in kept if counts[layer] == 0][:vacancies]
         first = {layer: int(layer in empty) for layer in kept}
@@ -180,11 +188,25 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
         extra = apportion(
             [max(value, least) for value in shares], vacancies - len(empty), room, none_empty=False
         )
-        return topology.with_targets(
-            {layer: counts[layer] + first[layer] + more for layer, more in zip(kept, extra, strict=True)}
-        )
+        wanted = {layer: counts[layer] + first[layer] + more for layer, more in zip(kept, extra, strict=True)}
+        return _rounded_to_groups(context, wanted)
 
     return Move(f"redistribute({name})", apply, needs)
+
+
+def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
+    """Return targets near ``wanted`` that the groups can hold, with no group above its new count."""
+    structure, topology = context.structure, context.topology
+    if structure.group == "layer":
+        return replace(topology, targets=dict(wanted), requested=dict(wanted))
+    cut, targets = {}, {}
+    for name, count in wanted.items():
+        units = context.units(name)
+        counts = structure.group_counts(count, context.allowed(name))
+        held = torch.minimum(counts, structure.grouped(units, False).sum(1))
+        cut[name] = structure.top_k(context.score(magnitude, name, "redistribute"), held, units)
+        targets[name] = int(counts.sum())
+    return replace(context.with_units(cut), targets=targets, requested=dict(wanted))
 
 
 def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:

@@ -12,7 +12,7 @@ from distsparse.ops import counter_rng
 
 @dataclass(frozen=True)
 class Signals:
-    """The tensors of one layer, all (rows, cols).
+    """The tensors of one layer, (rows, cols) unless stated.
 
     Gradients are means over the global batch, already reduced over ranks.
     """
@@ -29,6 +29,8 @@ class Signals:
     """Hessian times gradient, at the initialization."""
     flow: Tensor | None = None
     """Gradient of SynFlow's data-free objective with respect to |w|, at the initialization."""
+    loss_curve: Tensor | None = None
+    """float64 (points, 2) of (sparsity, loss increase) as this layer alone is pruned, before step 0."""
 
     def random_bits(self, shape: tuple[int, int]) -> Tensor:
         """Return 64 random bits (int64) for each of (rows, cols) units: of key and position only."""

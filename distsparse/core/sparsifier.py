@@ -161,16 +161,16 @@ class Sparsifier:
         """Choose the first topology and zero what is inactive. All ranks must call it.
 
         Args:
-            batches: this rank's batches, for methods whose first topology depends on gradients.
+            batches: this rank's batches, for methods whose first topology depends on data.
             loss_fn: (model, batch) → scalar mean loss, likewise.
 
         Raises:
-            ValueError: the method needs gradients and ``batches`` or ``loss_fn`` is missing.
+            ValueError: the method needs data and ``batches`` or ``loss_fn`` is missing.
             TopologyMismatch: ranks chose differently.
         """
         needs = self.method.init_needs & INITIAL_SIGNALS
         if needs and (batches is None or loss_fn is None):
-            raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
+            raise ValueError("this method's first topology needs data: pass batches and loss_fn")
         kept = list(batches) if needs and batches is not None else []
         before = self._topology
         for round_ in range(self.method.init_rounds):

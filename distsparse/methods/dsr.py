@@ -5,9 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from distsparse.core import Method, Signals, allocator, drop, grow, magnitude, prune, random, redistribute
-from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.params import (
+    Allocation,
+    AllocationPower,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    Group,
+    Norm,
+    Sparsity,
+    TEnd,
+    Tile,
+    drop_fraction,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("dsr")
@@ -19,14 +32,19 @@ def dsr(
     alpha_schedule: AlphaSchedule = "constant",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Drop by one global threshold, and grow at random in proportion to the survivors of each layer.
 
     The paper adapts the threshold so that about a given number of weights falls below it; here the threshold
     is the one that drops exactly the fraction α of all active weights. A weight just dropped is not grown.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha), scope="global"),
             redistribute("survivors", _survivors, frozenset()),
@@ -35,6 +53,7 @@ def dsr(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        structure=Structure(tile=tile, group=group),
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from distsparse.core import Method, allocator, drop, gradient, grow, magnitude, prune, random
 from distsparse.methods.params import (
     Allocation,
+    AllocationPower,
     Alpha,
     AlphaSchedule,
     DeltaT,
     Group,
     InitialSparsity,
+    Norm,
     Sparsity,
     TEnd,
     Tile,
@@ -30,6 +32,8 @@ def granet(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "erk",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -37,8 +41,9 @@ def granet(
 
     ``initial_sparsity`` 0 is the paper's dense-to-sparse, 0.5 its sparse-to-sparse training.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             prune(magnitude, allocation=allocator("global_magnitude")),
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),

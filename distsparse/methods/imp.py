@@ -6,6 +6,7 @@ import math
 
 from distsparse.core import Method, allocator, magnitude, prune, shuffle
 from distsparse.methods.params import (
+    AllocationPower,
     Control,
     Group,
     PruneFraction,
@@ -26,6 +27,7 @@ def imp(
     rewind_to: RewindTo = 0.0,
     control: Control = "none",
     allocation: WeightAllocation = "global_magnitude",
+    allocation_power: AllocationPower = 1.0,
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -43,7 +45,7 @@ def imp(
         return sparsity if progress >= 1 else 1 - float((1 - prune_fraction) ** round(progress * num_prunes))
 
     return Method(
-        update=(prune(magnitude, allocation=allocator(allocation)),),
+        update=(prune(magnitude, allocation=allocator(allocation, power=allocation_power)),),
         sparsity=sparsity_of,
         structure=Structure(tile=tile, group=group),
         rounds=num_prunes + 1,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from distsparse.core import Method, allocator, drop, grow, magnitude_and_gradient, prune, random
 from distsparse.methods.params import (
     Allocation,
+    AllocationPower,
     Alpha,
     AlphaSchedule,
     DeltaT,
     Group,
     GrowScale,
+    Norm,
     Sparsity,
     TEnd,
     Tile,
@@ -29,6 +31,8 @@ def mest(
     alpha_schedule: AlphaSchedule = "linear",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
     gradient_weight: GrowScale = 1.0,
     group: Group = "layer",
     tile: Tile = (1, 1),
@@ -37,8 +41,9 @@ def mest(
 
     Without the paper's elastic mutation: as many weights are grown as are dropped.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude_and_gradient(gradient_weight), drop_fraction(alpha_schedule, alpha)),
             grow(random),

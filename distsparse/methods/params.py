@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distsparse.core.allocators import AllocationName
+from distsparse.core.allocators import AllocationName, UpdateAllocationName
 from distsparse.core.ticket import Start
 from distsparse.ops.allocation import SensitivityNorm
 from distsparse.ops.schedule import Schedule, constant, cosine, inverse_power, linear
@@ -34,6 +34,13 @@ Allocation = Annotated[AllocationName, Field(description="how active weights are
 WeightAllocation = Annotated[
     Literal["uniform", "uniform_first_dense", "er", "erk", "global_magnitude", "lamp"],
     Field(description="how active weights are split among layers, without gradients"),
+]
+PruneAllocation = Annotated[
+    UpdateAllocationName, Field(description="how active weights are split among layers at every prune")
+]
+AllocationPower = Annotated[
+    float,
+    Field(ge=0, le=10, description="power of the densities of allocation er and erk only; 0 is uniform"),
 ]
 Norm = Annotated[
     SensitivityNorm, Field(description="norm of a layer's gradient, for allocation sensitivity only")

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from distsparse.core import Method, allocator, magnitude, prune
-from distsparse.methods.params import Allocation, DeltaT, Group, InitialSparsity, Sparsity, TEnd, Tile, TStart
+from distsparse.methods.params import (
+    AllocationPower,
+    DeltaT,
+    Group,
+    InitialSparsity,
+    Norm,
+    PruneAllocation,
+    Sparsity,
+    TEnd,
+    Tile,
+    TStart,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import linear
 from distsparse.ops.structure import Structure
@@ -17,7 +28,9 @@ def progressive(
     delta_T: DeltaT = 100,
     T_start: TStart = 0.0,
     T_end: TEnd = 0.75,
-    allocation: Allocation = "global_magnitude",
+    allocation: PruneAllocation = "global_magnitude",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -26,8 +39,9 @@ def progressive(
     The percentile is over all weights, not over the active ones, which would compound. Set ``delta_T`` to the
     steps of an epoch for one prune per epoch.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        update=(prune(magnitude, allocation=allocator(allocation)),),
+        update=(prune(magnitude, allocation=split),),
         sparsity=linear(initial_sparsity, sparsity),
         every=delta_T,
         start=T_start,

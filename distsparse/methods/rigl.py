@@ -5,6 +5,7 @@ from __future__ import annotations
 from distsparse.core import Method, allocator, drop, gradient, grow, magnitude, prune, random
 from distsparse.methods.params import (
     Allocation,
+    AllocationPower,
     Alpha,
     AlphaSchedule,
     DeltaT,
@@ -32,6 +33,7 @@ def rigl(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "erk",
+    allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     grad_accumulation: GradAccumulation = 1,
     exclude_dropped: ExcludeDropped = False,
@@ -40,8 +42,9 @@ def rigl(
     tile: Tile = (1, 1),
 ) -> Method:
     """Exchange a fraction of the weakest weights for those with the largest gradient."""
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation, sensitivity_norm=sensitivity_norm)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),
             grow(gradient, exclude_dropped=exclude_dropped),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from distsparse.core import Method, allocator, drop, grow, magnitude, prune, random
 from distsparse.methods.params import (
     Allocation,
+    AllocationPower,
     Alpha,
     AlphaSchedule,
     DeltaT,
@@ -31,6 +32,7 @@ def set_(
     alpha_schedule: AlphaSchedule = "constant",
     T_end: TEnd = 0.75,
     allocation: Allocation = "er",
+    allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     exclude_dropped: ExcludeDropped = False,
     skip_optimizer_step: SkipOptimizerStep = True,
@@ -42,8 +44,9 @@ def set_(
     The paper updates once per epoch until the end; here every ``delta_T`` steps until ``T_end``, as the
     published comparisons with RigL do.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation, sensitivity_norm=sensitivity_norm)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),
             grow(random, exclude_dropped=exclude_dropped),

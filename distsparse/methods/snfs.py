@@ -16,9 +16,22 @@ from distsparse.core import (
     random,
     redistribute,
 )
-from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.params import (
+    Allocation,
+    AllocationPower,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    Group,
+    Norm,
+    Sparsity,
+    TEnd,
+    Tile,
+    drop_fraction,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
+from distsparse.ops.structure import Structure
 
 
 @method("snfs")
@@ -30,13 +43,18 @@ def snfs(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
 
     The momentum is a moving average (0.9) of the dense gradient. The paper prunes once per epoch.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),
             redistribute("mean momentum of active weights", _mean_momentum, momentum.needs),
@@ -45,6 +63,7 @@ def snfs(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        structure=Structure(tile=tile, group=group),
     )
 
 

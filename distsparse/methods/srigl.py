@@ -5,10 +5,12 @@ from __future__ import annotations
 from distsparse.core import Method, ablate, allocator, drop, gradient, grow, magnitude, prune, random
 from distsparse.methods.params import (
     Allocation,
+    AllocationPower,
     Alpha,
     AlphaSchedule,
     DeltaT,
     Gamma,
+    Norm,
     SkipOptimizerStep,
     Sparsity,
     TEnd,
@@ -28,6 +30,8 @@ def srigl(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "erk",
+    allocation_power: AllocationPower = 1.0,
+    sensitivity_norm: Norm = "rms",
     gamma: Gamma = 0.3,
     skip_optimizer_step: SkipOptimizerStep = True,
 ) -> Method:
@@ -36,8 +40,9 @@ def srigl(
     The last layer keeps all its neurons. The fan-in is rounded to whole weights, so that a layer's count is
     a multiple of its open neurons.
     """
+    split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
-        init=(prune(random, allocation=allocator(allocation)),),
+        init=(prune(random, allocation=split),),
         update=(
             drop(magnitude, drop_fraction(alpha_schedule, alpha)),
             ablate(gradient, gamma=gamma),

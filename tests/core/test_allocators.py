@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import typing
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -75,3 +79,70 @@ def test_tiles_get_what_their_weights_would() -> None:
         "b": LayerUnits((4, 4), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2), 16),
     }
     assert allocator("uniform").counts(found, 3, no_signals) == [2, 1]
+
+
+def random_layers(rng: random.Random) -> Layers:
+    """Layers of units of one weight or two, of which some are active, with scores that tie."""
+    found = {}
+    wide = rng.choice([1, 2])
+    for name in "abcd"[: rng.randint(1, 4)]:
+        rows, cols = rng.randint(1, 6), rng.randint(1, 6)
+        active = torch.tensor([[rng.random() < 0.8 for _ in range(cols)] for _ in range(rows)])
+        score = torch.tensor([[float(rng.randint(0, 5)) for _ in range(cols)] for _ in range(rows)])
+        found[name] = LayerUnits((rows, cols * wide), active, score, rows * cols * wide)
+    return found
+
+
+def random_signals(rng: random.Random) -> typing.Callable[[str, str], Signals]:
+    def of(name: str, purpose: str) -> Signals:
+        curve = [(s, rng.random()) for s in (0.0, 0.3, 0.6, 0.9)]
+        return Signals(
+            torch.zeros(1, 1),
+            key=0,
+            grad=torch.tensor([[rng.random(), rng.random()]]),
+            loss_curve=torch.tensor(curve, dtype=torch.float64),
+        )
+
+    return of
+
+
+@pytest.mark.parametrize("name", typing.get_args(AllocationName))
+def test_totals_are_exact_and_caps_hold(name: AllocationName) -> None:
+    rng = random.Random(4)
+    allocated = 0
+    for _ in range(400):
+        found = random_layers(rng)
+        caps = [layer.num_active for layer in found.values()]
+        total = rng.randint(0, sum(caps))
+        if name == "uniform_first_dense" and len(caps) > 1 and total < found["a"].active.numel():
+            continue  # a dense first layer takes more than there is
+        counts = allocator(name).counts(found, total, random_signals(rng))
+        allocated += 1
+        assert sum(counts) == total
+        assert all(0 <= count <= cap for count, cap in zip(counts, caps, strict=True))
+    assert allocated >= (100 if name == "uniform_first_dense" else 400)
+
+
+def by_rank(ratios: list[list[Fraction]], total: int) -> list[int]:
+    """Brute force: the best of all layers one after another, of equals the earlier layer."""
+    ranking = sorted((-value, i) for i, layer in enumerate(ratios) for value in layer)
+    chosen = [i for _, i in ranking[:total]]
+    return [chosen.count(i) for i in range(len(ratios))]
+
+
+def lamp_scores(values: list[float]) -> list[Fraction]:
+    """LAMP, equation 4, in exact numbers: equals are ordered, and each sums over those after it."""
+    squares = sorted(Fraction(value) ** 2 for value in values)
+    return [square / (sum(squares[i:]) or 1) for i, square in enumerate(squares)]
+
+
+def test_ranked_allocations_equal_brute_force() -> None:
+    rng = random.Random(6)
+    for _ in range(400):
+        found = random_layers(rng)
+        values = [layer.score[layer.active].tolist() for layer in found.values()]
+        total = rng.randint(0, sum(len(layer) for layer in values))
+        plain = [[Fraction(value) for value in layer] for layer in values]
+        assert allocator("global_magnitude").counts(found, total, no_signals) == by_rank(plain, total)
+        lamp = [lamp_scores(layer) for layer in values]
+        assert allocator("lamp").counts(found, total, no_signals) == by_rank(lamp, total)

@@ -22,6 +22,7 @@ from distsparse.core import (
     prune,
     random,
 )
+from distsparse.core.allocators import AllocationName
 from distsparse.core.moves import run
 from distsparse.ops import counter_rng
 from distsparse.ops.schedule import constant, cosine
@@ -186,6 +187,17 @@ def test_every_allocation_by_name() -> None:
     assert counts(name="sensitivity") == (32 - 9, 128 - 71)
     # l2: 2 √32 : √128 = 1, so both at half
     assert counts(name="sensitivity", sensitivity_norm="l2") == (16, 64)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("global_magnitude", (1, 3)), ("lamp", (2, 2))])
+def test_a_random_prune_allocates_by_magnitude(name: AllocationName, expected: tuple[int, int]) -> None:
+    # Ranked: 9, 6, 5, 4.5. LAMP: 1 and 1 of the largest, then 3.5² / 32.5 = .377 and 6² / 117 = .308.
+    masks = {"a": torch.ones(1, 3, dtype=torch.bool), "b": torch.ones(1, 4, dtype=torch.bool)}
+    weights = {"a": torch.tensor([[-4.5, 3.5, 1.0]]), "b": torch.tensor([[5.0, -6.0, 4.0, 9.0]])}
+    for seed in range(5):
+        move = prune(random, allocation=allocator(name))
+        after = move.apply(context(masks, weights=weights, sparsity=3 / 7, seed=seed))
+        assert tuple(after.targets.values()) == expected
 
 
 def test_random_growth_is_uniform_over_what_was_not_kept() -> None:

@@ -334,7 +334,7 @@ def test_sensitivity_allocation_uses_the_mean_gradient_of_the_batches() -> None:
 def test_sensitivity_allocation_without_batches() -> None:
     sparsifier = attach(static(allocation="sensitivity"), network())
     for arguments in ((), (batches(1),), (None, loss)):
-        with pytest.raises(ValueError, match="needs gradients: pass batches and loss_fn"):
+        with pytest.raises(ValueError, match="needs data: pass batches and loss_fn"):
             sparsifier.initialize(*arguments)
     with pytest.raises(ValueError, match="batches is empty"):
         sparsifier.initialize([], loss)

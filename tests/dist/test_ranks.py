@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distsparse.core import Sparsifier
+from distsparse.core import AllocationName, Sparsifier
 from distsparse.dist import ProcessGroupComm, TopologyMismatch, any_rank, current, verify
 from distsparse.methods import rigl, set_, static
 from distsparse.ops.digest import mask_digest
@@ -81,10 +81,10 @@ def train_rigl(rank: int, num_ranks: int, dtype: torch.dtype) -> Json:
     return history
 
 
-def initialize_by_sensitivity(batches: list[int]) -> Json:
+def initialize_by(allocation: AllocationName, batches: list[int]) -> Json:
     model = network(torch.float64)
     sparsifier = Sparsifier.attach(
-        static(sparsity=0.7, allocation="sensitivity"),
+        static(sparsity=0.7, allocation=allocation),
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
         total_steps=10,
@@ -172,9 +172,12 @@ def two_rank_scenarios(rank: int) -> Json:
         "nan": nan_on_one_rank(rank),
         "tampered": tampered(rank),
         "different_seeds": different_seeds(rank),
-        "sensitivity": initialize_by_sensitivity([[0], [1]][rank]),
-        "sensitivity_uneven": initialize_by_sensitivity([[0, 1], []][rank]),
-        "sensitivity_none": error_of(lambda: initialize_by_sensitivity([])),
+        "sensitivity": initialize_by("sensitivity", [[0], [1]][rank]),
+        "layer_scan": initialize_by("layer_scan", [[0], [1]][rank]),
+        "sensitivity_uneven": initialize_by("sensitivity", [[0, 1], []][rank]),
+        "layer_scan_uneven": initialize_by("layer_scan", [[0, 1], []][rank]),
+        "sensitivity_none": error_of(lambda: initialize_by("sensitivity", [])),
+        "layer_scan_none": error_of(lambda: initialize_by("layer_scan", [])),
     }
 
 
@@ -233,16 +236,20 @@ def test_different_seeds_raise_on_all_ranks_before_training(two_ranks: list[Json
     assert "at step 0" in two_ranks[0]["different_seeds"]
 
 
-@pytest.mark.parametrize("scenario", ["sensitivity", "sensitivity_uneven"])
-def test_initial_gradients_are_the_mean_over_all_ranks_batches(two_ranks: list[Json], scenario: str) -> None:
-    expected = initialize_by_sensitivity([0, 1])
-    assert [result[scenario] for result in two_ranks] == [expected, expected]
-    assert expected != initialize_by_sensitivity([0])
+@pytest.mark.parametrize("suffix", ["", "_uneven"])
+@pytest.mark.parametrize("allocation", ["sensitivity", "layer_scan"])
+def test_initial_signals_are_means_over_all_ranks_batches(
+    two_ranks: list[Json], allocation: AllocationName, suffix: str
+) -> None:
+    expected = initialize_by(allocation, [0, 1])
+    assert [result[allocation + suffix] for result in two_ranks] == [expected, expected]
+    assert expected != initialize_by(allocation, [0])
 
 
 def test_no_batches_on_any_rank_raise_on_all(two_ranks: list[Json]) -> None:
     for result in two_ranks:
         assert result["sensitivity_none"].endswith("batches is empty")
+        assert result["layer_scan_none"].endswith("batches is empty")
 
 
 def three_rank_scenarios(rank: int) -> Json:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from kinds import KINDS
 from torch import Tensor, distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
-from distsparse.core import Method, Rewired, Signals, Sparsifier
+from distsparse.core import Method, Rewired, Signals, Sparsifier, find_weights
 from distsparse.core.weights import unwrap
 from distsparse.methods import methods, names
 from distsparse.methods.params import Group
@@ -29,7 +30,10 @@ STEPS = 14
 FAST = {"sparsity": 0.7, "delta_T": 3, "rounds": 4, "prune_fraction": 0.45}
 
 # A keyword that matters only under another one.
-REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
+REQUIRES = {
+    "sensitivity_norm": {"allocation": "sensitivity"},
+    "allocation_power": {"allocation": "erk"},
+}
 
 # Other values where the next one is too near to show in a small run.
 ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9], "rewind_to": [0.7]}
@@ -127,7 +131,7 @@ class Trainer:
         model_seed: int = 0,
     ) -> None:
         torch.manual_seed(model_seed)
-        self.model: nn.Module = NETWORKS[network]()
+        self.model: nn.Module = (NETWORKS | KINDS)[network]()
         if distributed.is_initialized():
             self.model = DistributedDataParallel(self.model)
         self.optimizer: optim.Optimizer = OPTIMIZERS[optimizer](self.model.parameters())
@@ -293,6 +297,7 @@ class TestEveryStructure:
         if group == "layer":
             assert sum(topology.targets.values()) == num_units
             return
+        num_groups = one_in_each = 0
         for mask in topology.masks.values():
             size = mask.shape[1] if group == "row" else group
             per_group = {
@@ -303,6 +308,11 @@ class TestEveryStructure:
             (fan_in,) = per_group[0]
             for first, found in per_group.items():
                 assert found == [min(fan_in, mask.shape[1] - first)]
+            num_groups += len(mask) * len(per_group)
+            one_in_each += len(mask) * len(per_group) * (fan_in == 1)
+        # Each N is rounded to nearest, but is at least 1; the error does not grow from update to update.
+        error = sum(topology.targets.values()) - num_units
+        assert -num_groups / 2 <= error <= num_groups / 2 + one_in_each
 
     def test_resumed_equals_uninterrupted(self, name: str, network: str, structure: str) -> None:
         method = configured(name, **STRUCTURES[structure])
@@ -313,13 +323,75 @@ class TestEveryStructure:
         assert resumed.outcome()[2] == whole.outcome()[2]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gmp", "rigl", "set", "snfs"])
+class TestEveryKindOfLayer:
+    @pytest.mark.parametrize("structure", ["unstructured", "constant fan-in", "wide tiles"])
+    def test_counts_are_exact_and_inactive_is_zero(self, name: str, kind: str, structure: str) -> None:
+        method = configured(name, **STRUCTURES[structure])
+        trainer = finished(method, network=kind)  # checks every step
+        sparsifier = trainer.sparsifier
+        assert not any(mask.all() for mask in sparsifier.topology.masks.values() if mask.numel() > 100)
+        num_units = num_wanted(sparsifier, method.sparsity_at(max(sparsifier.update_schedule()), STEPS))
+        TestEveryStructure().check(sparsifier, num_units)
+
+    def test_resumed_equals_uninterrupted(self, name: str, kind: str) -> None:
+        whole = Trainer(configured(name), network=kind, optimizer="adamw").initialize().train(0, 5)
+        state = whole.state()
+        whole.train(5)
+        resumed = Trainer(configured(name), network=kind, optimizer="adamw", model_seed=1)
+        assert resumed.restore(state).train(5).outcome()[2] == whole.outcome()[2]
+
+
+def test_every_kind_of_layer_is_found() -> None:
+    shapes = {kind: [tuple(w.shape) for w in find_weights(network())] for kind, network in KINDS.items()}
+    assert shapes == {
+        "attention": [(24, 8), (8, 8), (4, 72)],
+        "attention of three projections": [(8, 8), (8, 4), (8, 6), (8, 8), (4, 72)],
+        "transposed": [(16, 72), (4, 16)],
+        "conv1d": [(6, 2, 5), (4, 6, 4), (4, 52)],
+        "conv3d": [(8, 1, 2, 3, 3), (4, 128)],
+        "depthwise": [(8, 2, 1, 1), (8, 1, 3, 3), (4, 128)],
+        "tied": [(16, 72), (16, 16), (4, 16)],
+    }
+
+
+@pytest.mark.parametrize("tile", [(1, 4), (4, 1)])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_whole_aligned_tiles_are_dropped_and_grown(name: str, network: str, tile: tuple[int, int]) -> None:
+    trainer = Trainer(configured(name, tile=tile), network=network).initialize()
+    masks = dict(trainer.sparsifier.topology.masks)
+    num_changed = 0
+    for step in range(STEPS):
+        trainer.train(step, step + 1)
+        for layer, mask in trainer.sparsifier.topology.masks.items():
+            rows, cols = torch.meshgrid(*(torch.arange(size) for size in mask.shape), indexing="ij")
+            number = rows // tile[0] * mask.shape[1] + cols // tile[1]
+            for changed in (mask & ~masks[layer], masks[layer] & ~mask):
+                touched = torch.isin(number, number[changed])
+                assert torch.equal(touched, changed), f"{layer}: a part of a tile"
+                num_changed += int(changed.sum())
+            masks[layer] = mask
+    assert bool(num_changed) == bool(update_steps(trainer.sparsifier.method))
+
+
 def num_wanted(sparsifier: Sparsifier, sparsity: float) -> int:
     """Active units of all layers at a sparsity."""
     units = [sparsifier.method.structure.units(mask).numel() for mask in sparsifier.topology.masks.values()]
     return num_active(sum(units), sparsity)
 
 
-@pytest.mark.parametrize("name", STRUCTURED)
+# A ranking over all layers gives them other densities than uniform, and so does redistribution.
+UNIFORM = [
+    name
+    for name in STRUCTURED
+    if "allocation" in methods.get(name).schema.model_fields
+    and not any(move.name.startswith("redistribute") for move in configured(name).update)
+]
+
+
+@pytest.mark.parametrize("name", UNIFORM)
 def test_two_of_four_is_two_of_every_four(name: str) -> None:
     """With the same density in every layer, and columns that four divides."""
     method = configured(name, sparsity=0.5, group=4, allocation="uniform")

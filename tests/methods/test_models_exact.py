@@ -13,6 +13,9 @@ from distsparse.methods import methods, names
 from distsparse.models import build
 from distsparse.ops.allocation import num_active
 
+# The conformance suite has a run to take masks from, and takes runs through rounds.
+ELSEWHERE = ("imp", "lottery")
+
 MODELS = {
     "mlp": (1, 28, 28),
     "lenet5": (1, 28, 28),
@@ -57,7 +60,7 @@ def check_fan_in(topology: Topology, expected: int) -> None:
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.99])
 @pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name not in ELSEWHERE])
 def test_counts_are_exact(name: str, model_name: str, sparsity: float) -> None:
     entry = methods.get(name)
     fast = {"sparsity": sparsity, "delta_T": 1, "rounds": 2}

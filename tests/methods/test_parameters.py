@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distsparse.core import Method
-from distsparse.methods import dense, methods, names, rigl, set_, static
+from distsparse.methods import dense, granet, methods, names, rigl, set_, static
 from distsparse.methods.params import drop_fraction
 
 
@@ -17,7 +17,7 @@ def test_every_method_and_keyword_is_described(name: str) -> None:
     assert len(entry.source) > 20
     for field, info in entry.schema.model_fields.items():
         assert info.description, field
-        assert not info.is_required(), field
+        assert not info.is_required() or (name, field) == ("lottery", "source")
 
 
 BAD = [
@@ -37,8 +37,10 @@ BAD = [
     (
         "allocation",
         "ERK",
-        "'uniform', 'uniform_first_dense', 'er', 'erk', 'sensitivity', 'global_magnitude' or 'lamp'",
+        "'uniform', 'uniform_first_dense', 'er', 'erk'",
     ),
+    ("allocation_power", -0.5, "greater than or equal to 0"),
+    ("allocation_power", 11.0, "less than or equal to 10"),
     ("sensitivity_norm", "l1", "'rms', 'l2' or 'mean_abs'"),
     ("grad_accumulation", 0, "greater than 0"),
     ("exclude_dropped", 1, "valid boolean"),
@@ -60,6 +62,24 @@ def test_bad_keywords(name: str, field: str, value: Any, allowed: str) -> None:
     else:
         assert f"unknown key '{name}.{field}'" in message
         assert f"allowed: {', '.join(entry.schema.model_fields) or 'nothing'}" in message
+
+
+def test_every_allocation_comes_with_its_own_parameters() -> None:
+    fields = {entry.name: set(entry.schema.model_fields) for entry in methods}
+    allocating = [name for name in names() if "allocation" in fields[name]]
+    assert len(allocating) >= 10
+    for name in allocating:
+        wanted = {"allocation_power", "sensitivity_norm"}
+        if name == "imp":  # prunes where no gradient is at hand
+            wanted.remove("sensitivity_norm")
+        assert wanted <= fields[name], name
+
+
+@pytest.mark.parametrize("name", ["gmp", "progressive", "imp"])
+def test_an_update_cannot_allocate_by_what_is_measured_before_the_first_step(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\.allocation = 'layer_scan': .* or 'lamp'"):
+        methods.get(name).factory(allocation="layer_scan")
+    assert granet(allocation="layer_scan").init_needs == {"loss_curve"}
 
 
 def test_unknown_keyword_with_a_suggestion() -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distsparse.core import Context, Method, Signals, Sparsifier, Topology, ablate, gradient, grow
+from distsparse.core import (
+    Context,
+    Method,
+    Signals,
+    Sparsifier,
+    Topology,
+    ablate,
+    gradient,
+    grow,
+    redistribute,
+)
 from distsparse.core.moves import run
 from distsparse.methods import dsr, gmp, granet, methods, progressive, snfs, srigl
 from distsparse.ops import counter_rng
@@ -134,7 +145,13 @@ def test_gmp_starts_where_it_should() -> None:
 
 def test_progressive_is_a_percentile_of_all_weights() -> None:
     # Linear to 80 %: 160, 320, … of 1000; of the *active* ones it would be 840, 571, …
-    assert counts(progressive(sparsity=0.8, delta_T=20)) == {0: 1000, 20: 800, 40: 600, 60: 400, 80: 200}
+    assert counts(progressive(sparsity=0.8, delta_T=20, T_end=1.0)) == {
+        0: 1000,
+        20: 800,
+        40: 600,
+        60: 400,
+        80: 200,
+    }
 
 
 def test_granet_keeps_the_cubic_sparsity_while_it_exchanges() -> None:
@@ -300,3 +317,63 @@ def test_a_run_too_short_for_an_update_is_refused_where_the_sparsity_would_not_b
         with pytest.raises(ValueError, match=r"delta_T = 10.*sparsity 0\.9 would never be reached"):
             Sparsifier.attach(method, model, optimizer, total_steps=100, seed=0)
     Sparsifier.attach(srigl(delta_T=100), model, optimizer, total_steps=100, seed=0)
+
+
+def test_vacancies_move_between_layers_of_constant_fan_in() -> None:
+    before = {name: flags("xx..", "xx..") for name in "ab"}
+    masks = {"a": flags("xx..", ".x.."), "b": flags("x...", "x...")}
+    weights = {"a": torch.tensor([[1.0, 2.0, 0, 0], [0, 3.0, 0, 0]]), "b": torch.ones(2, 4)}
+
+    def to_b(signals: Signals, active: Tensor, kept: Tensor) -> float:
+        return float(signals.weight.sum() == 8)
+
+    move = redistribute("to b", to_b, frozenset())
+    start = context(masks, weights, before=before, structure=Structure(group="row"))
+    after = move.apply(start)
+    # All 3 vacancies for b: 3 and 5. Two rows hold 2 or 4, and 4 or 6: of two as near the smaller.
+    assert (after.targets, after.requested) == ({"a": 2, "b": 4}, {"a": 3, "b": 5})
+    # The row of a that held two gave its smaller away.
+    assert torch.equal(after.masks["a"], flags(".x..", ".x.."))
+    assert torch.equal(after.masks["b"], masks["b"])
+    # The next one shares out 8 again, of which 2 and 2 are held: b gets 4 of them.
+    again = move.apply(replace(start, topology=after))
+    assert again.requested == {"a": 2, "b": 6}
+    assert again.targets == {"a": 2, "b": 6}
+
+
+@pytest.mark.parametrize("group", ["row", 10])
+@pytest.mark.parametrize("name", ["snfs", "dsr"])
+def test_rounding_to_groups_does_not_add_up_over_many_updates(name: str, group: str | int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    method = methods.get(name).factory(sparsity=0.6, delta_T=1, alpha=0.3, T_end=1.0, group=group)
+    sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=60, seed=0)
+    sparsifier.initialize()
+    seen = set()
+    for _step in range(60):
+        optimizer.zero_grad()
+        model(torch.randn(16, 40)).square().mean().backward()
+        sparsifier.step()
+        optimizer.step()
+        topology = sparsifier.topology
+        groups = {n: method.structure.num_groups(mask) for n, mask in topology.masks.items()}
+        assert sum(topology.requested.values()) == 760  # 40 % of 1900
+        assert all(abs(topology.targets[n] - topology.requested[n]) <= groups[n] / 2 for n in groups)
+        seen.add(tuple(topology.targets.values()))
+    assert len(seen) >= 3
+
+
+def test_snfs_and_dsr_share_by_weights_where_tiles_move() -> None:
+    """Tiles of two: of a's three, the last two go; of b's, none; both vacancies follow the shares."""
+    structure = Structure(tile=(1, 2))
+    masks = {"a": flags("xxxxxx"), "b": flags("xxxx..")}
+    weights = {"a": torch.tensor([[9.0, 9, 1, 1, 1, 1]]), "b": torch.tensor([[5.0, 5, 5, 5, 0, 0]])}
+    momentum = {"a": torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.1, 0.1]]), "b": torch.full((1, 6), 0.3)}
+    before = context(masks, weights, structure=structure, grad_ema=momentum)
+    targets = {name: int(structure.units(mask).sum()) for name, mask in masks.items()}
+    before = replace(before, topology=replace(before.topology, targets=targets))
+    # DSR drops 2 of 5 by one threshold and shares 1 : 2 by survivors: .67 and 1.33.
+    assert run(dsr(alpha=0.4).update, before).targets == {"a": 2, "b": 3}
+    # SNFS drops 1 of 3 and 1 of 2, and shares .1 : .3.
+    assert run(snfs(alpha=0.5).update, before).targets == {"a": 2, "b": 3}

@@ -147,6 +147,43 @@ def test_er_gives_every_tap_the_density_of_its_channel_matrix() -> None:
     assert erk([(8, 8, 3, 3), (32, 16)], 210, [576, 512]) == [66, 144]
 
 
+@pytest.mark.parametrize("allocate", [uniform, er, erk])
+def test_shapes_decide_as_their_formulas_say(allocate: allocation.Allocation) -> None:
+    """Against integer shares: size, (n_in + n_out) · taps, and the sum of all dimensions."""
+    rng = random.Random(3)
+    num_full = 0
+    for _ in range(500):
+        shapes = [
+            (rng.randint(1, 30), rng.randint(1, 30), *rng.choice([(), (3,), (3, 3), (1, 5)]))
+            for _ in range(rng.randint(1, 6))
+        ]
+        caps = [rng.randint(0, size) if rng.random() < 0.2 else size for size in sizes(shapes)]
+        total = rng.randint(0, sum(caps))
+        shares = {
+            uniform: sizes(shapes),
+            er: [(shape[0] + shape[1]) * math.prod(shape[2:]) for shape in shapes],
+            erk: [sum(shape) for shape in shapes],
+        }[allocate]
+        counts = allocate(shapes, total, caps)
+        expected = largest_remainder(shares, total, caps)
+        assert sum(counts) == total
+        # Two near ties may be settled differently in floats, and an empty layer gets a weight of the largest.
+        spare = expected.count(0) + 1
+        for count, wanted, cap in zip(counts, expected, caps, strict=True):
+            assert 0 <= count <= cap
+            assert abs(count - wanted) <= spare
+        num_full += sum(count == cap > 1 for count, cap in zip(counts, caps, strict=True))
+    assert num_full > 100
+
+
+def test_power_zero_is_uniform() -> None:
+    for shapes in (LENET, CONVNET):
+        total = num_active(sum(sizes(shapes)), 0.9)
+        for allocate in (er, erk):
+            expected = uniform(shapes, total, sizes(shapes))
+            assert allocate(shapes, total, sizes(shapes), power=0.0) == expected
+
+
 def test_uniform() -> None:
     counts = uniform(LENET, num_active(sum(sizes(LENET)), 0.9), sizes(LENET))
     assert counts == [23520, 3000, 100]
