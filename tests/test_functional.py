@@ -103,7 +103,7 @@ def test_is_the_sparsifiers_own_update(name: str) -> None:
     entry = methods.get(name)
     fast = {
         key: value
-        for key, value in {"delta_T": 2, "sparsity": 0.6}.items()
+        for key, value in {"delta_T": 2, "sparsity": 0.6, "grow_init": "normal"}.items()
         if key in entry.schema.model_fields
     }
     method = entry.factory(**fast)

@@ -13,6 +13,7 @@ from distsparse.core.criteria import (
     synaptic_flow,
 )
 from distsparse.core.events import LayerChange, Rewired
+from distsparse.core.growth import GrowInit
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, ablate, drop, grow, prune, redistribute
 from distsparse.core.signals import Signals
@@ -25,6 +26,7 @@ __all__ = [
     "Allocator",
     "Context",
     "Criterion",
+    "GrowInit",
     "LayerChange",
     "Method",
     "Move",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from distsparse.core.growth import GrowInit
 from distsparse.core.moves import Move
 from distsparse.ops.schedule import Schedule
 from distsparse.ops.structure import Structure
@@ -33,6 +34,8 @@ class Method:
     """divides the model's outputs while the signals of the first topology are taken."""
     gradient_window: int = 1
     """steps over which |gradient| is summed before an update."""
+    grow_init: GrowInit = "zeros"
+    """values at which newly grown weights start."""
     skip_optimizer_step: bool = False
     """an update takes the place of the optimizer step."""
 

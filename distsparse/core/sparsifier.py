@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from distsparse.core.criteria import INITIAL_SIGNALS
 from distsparse.core.events import LayerChange, Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
+from distsparse.core.growth import grown_values
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
@@ -302,6 +303,7 @@ class Sparsifier:
             )
             self._set_topology(after)
             self._zero_inactive()
+            self._start_grown(now, step)
         return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
 
     def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
@@ -324,7 +326,7 @@ class Sparsifier:
     def _zero_inactive(self) -> None:
         """Zero weights and optimizer state at inactive positions.
 
-        What was inactive before is zero already, so a newly grown position starts at zero as well.
+        What was inactive before is zero already, so a newly grown position's state starts at zero as well.
         """
         for name, bits in self._bits.items():
             weight = self._weights[name]
@@ -332,6 +334,17 @@ class Sparsifier:
             for value in self._optimizer.state.get(weight.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
                     keep_active(value, bits)
+
+    def _start_grown(self, before: Topology, step: int) -> None:
+        """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""
+        if self.method.grow_init == "zeros":
+            return
+        for name, mask in self._topology.masks.items():
+            weight = self._weights[name]
+            grown = mask & ~before.masks[name]
+            key = counter_rng.key(self._seed, step, name, "grow_init")
+            values = grown_values(self.method.grow_init, grown, key, weight.parameter.dtype)
+            weight.parameter.add_(weight.unmatrix(values))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._zero_inactive()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from distsparse.core import Method, Signals, allocator, drop, grow, magnitude, prune, random, redistribute
-from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    GrowInit,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
 
@@ -19,6 +28,7 @@ def dsr(
     alpha_schedule: AlphaSchedule = "constant",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    grow_init: GrowInit = "zeros",
 ) -> Method:
     """Drop by one global threshold, and grow at random in proportion to the survivors of each layer.
 
@@ -35,6 +45,7 @@ def dsr(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
     )
 
 

@@ -9,6 +9,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     InitialSparsity,
     Sparsity,
     TEnd,
@@ -30,6 +31,7 @@ def granet(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "erk",
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -47,5 +49,6 @@ def granet(
         sparsity=cubic(sparsity, initial_sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(tile=tile, group=group),
     )

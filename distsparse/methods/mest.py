@@ -9,6 +9,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     GrowScale,
     Sparsity,
     TEnd,
@@ -30,6 +31,7 @@ def mest(
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
     gradient_weight: GrowScale = 1.0,
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -46,5 +48,6 @@ def mest(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(tile=tile, group=group),
     )

@@ -10,6 +10,7 @@ from distsparse.methods.params import (
     DeltaT,
     ExcludeDropped,
     Group,
+    GrowInit,
     Norm,
     SkipOptimizerStep,
     Sparsity,
@@ -33,6 +34,7 @@ def set_(
     allocation: Allocation = "er",
     sensitivity_norm: Norm = "rms",
     exclude_dropped: ExcludeDropped = False,
+    grow_init: GrowInit = "zeros",
     skip_optimizer_step: SkipOptimizerStep = True,
     group: Group = "layer",
     tile: Tile = (1, 1),
@@ -51,6 +53,7 @@ def set_(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         skip_optimizer_step=skip_optimizer_step,
         structure=Structure(tile=tile, group=group),
     )

@@ -16,7 +16,16 @@ from distsparse.core import (
     random,
     redistribute,
 )
-from distsparse.methods.params import Allocation, Alpha, AlphaSchedule, DeltaT, Sparsity, TEnd, drop_fraction
+from distsparse.methods.params import (
+    Allocation,
+    Alpha,
+    AlphaSchedule,
+    DeltaT,
+    GrowInit,
+    Sparsity,
+    TEnd,
+    drop_fraction,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import constant
 
@@ -30,6 +39,7 @@ def snfs(
     alpha_schedule: AlphaSchedule = "cosine",
     T_end: TEnd = 0.75,
     allocation: Allocation = "uniform",
+    grow_init: GrowInit = "zeros",
 ) -> Method:
     """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
 
@@ -45,6 +55,7 @@ def snfs(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
     )
 
 

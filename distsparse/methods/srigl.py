@@ -9,6 +9,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Gamma,
+    GrowInit,
     SkipOptimizerStep,
     Sparsity,
     TEnd,
@@ -29,6 +30,7 @@ def srigl(
     T_end: TEnd = 0.75,
     allocation: Allocation = "erk",
     gamma: Gamma = 0.3,
+    grow_init: GrowInit = "zeros",
     skip_optimizer_step: SkipOptimizerStep = True,
 ) -> Method:
     """RigL with a constant fan-in in each layer; neurons with few salient weights are ablated.
@@ -46,6 +48,7 @@ def srigl(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(group="row"),
         skip_optimizer_step=skip_optimizer_step,
     )
