@@ -82,14 +82,21 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
     return topology
 
 
-def prune(by: Criterion, *, allocation: Allocator) -> Move:
+def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
-    A layer is never given more than it has: a prune does not grow.
+    A layer is never given more than it has: a prune does not grow. With ``protect_last`` the last layer stays
+    as it is, and the sparsity is that of the others together.
+
+    Raises:
+        ValueError: on a run, the only layer is protected.
     """
 
     def apply(context: Context) -> Topology:
-        active = {name: context.units(name) for name in context.topology.masks}
+        whole = {name: context.units(name) for name in context.topology.masks}
+        active = dict(list(whole.items())[:-1]) if protect_last else whole
+        if not active:
+            raise ValueError(f"{', '.join(whole)}: the last layer is not pruned, and there is no other")
         scores = {name: context.score(by, name, "prune") for name in active}
         layers = {
             name: LayerUnits(context.shapes[name], units, scores[name], context.topology.masks[name].numel())
@@ -100,7 +107,8 @@ def prune(by: Criterion, *, allocation: Allocator) -> Move:
             sum(layer.num_active for layer in layers.values()),
         )
         counts = allocation.counts(layers, total, context.signals)
-        kept, targets, requested = {}, {}, {}
+        kept = dict(whole)
+        targets, requested = dict(context.topology.targets), dict(context.topology.requested)
         for (name, units), count in zip(active.items(), counts, strict=True):
             kept[name] = _best(context.structure, scores[name], count, units, context.allowed(name))
             targets[name], requested[name] = int(kept[name].sum()), count

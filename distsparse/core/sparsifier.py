@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distsparse.core.channels import companions, zero_closed
 from distsparse.core.criteria import INITIAL_SIGNALS
 from distsparse.core.events import LayerChange, Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
@@ -42,6 +43,8 @@ class Sparsifier:
 
     After every ``step`` and every optimizer step, inactive weights, their gradients and every optimizer-state
     tensor of the weight's shape are exactly zero at inactive positions: any torch optimizer, through a hook.
+    Where whole channels are inactive (tile (1, -1)), so are their biases and running means, see
+    :func:`~distsparse.core.channels.companions`.
     Under DDP every rank makes the same calls; masks are equal by construction and compared after each update.
     """
 
@@ -109,6 +112,7 @@ class Sparsifier:
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self._companions = companions(model, weights) if method.structure.tile == (1, -1) else {}
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
 
@@ -205,6 +209,9 @@ class Sparsifier:
         for name, bits in self._bits.items():
             if (gradient := self._weights[name].parameter.grad) is not None:
                 keep_active(gradient, bits)
+        for companion, closed in self._closed:
+            if companion.tensor is not None and (gradient := companion.tensor.grad) is not None:
+                gradient.masked_fill_(closed, 0)
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,6 +274,11 @@ class Sparsifier:
             for name, mask in topology.masks.items()
             if not bool(mask.all())  # a dense layer has nothing to keep at zero
         }
+        self._closed = [
+            (companion, companion.closed(topology.masks[name]))
+            for name in self._bits
+            for companion in self._companions.get(name, ())
+        ]
 
     def _rewire(
         self,
@@ -334,6 +346,8 @@ class Sparsifier:
             for value in self._optimizer.state.get(weight.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
                     keep_active(value, bits)
+        for companion, closed in self._closed:
+            zero_closed(companion, closed, self._optimizer.state)
 
     def _start_grown(self, before: Topology, step: int) -> None:
         """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""

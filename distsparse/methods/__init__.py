@@ -9,6 +9,7 @@ from distsparse.methods.mest import mest
 from distsparse.methods.progressive import progressive
 from distsparse.methods.registry import method, methods, names
 from distsparse.methods.rigl import rigl
+from distsparse.methods.rigl_structured import rigl_structured
 from distsparse.methods.set import set_
 from distsparse.methods.snfs import snfs
 from distsparse.methods.snip import snip
@@ -28,6 +29,7 @@ __all__ = [
     "names",
     "progressive",
     "rigl",
+    "rigl_structured",
     "set_",
     "snfs",
     "snip",

@@ -100,9 +100,9 @@ def test_permutation() -> None:
 def test_normal_is_box_mullers_transform() -> None:
     key = counter_rng.key(3, 100, "layer", "grow_init")
     index = torch.tensor([0, 1, 5, 2**40])
-    first, second = (counter_rng.uniform(key, 2 * index + part).tolist() for part in (0, 1))
+    one, two = (counter_rng.uniform(key, 2 * index + part).tolist() for part in (0, 1))
     expected = [
-        math.sqrt(-2 * math.log(1 - u)) * math.cos(2 * math.pi * v) for u, v in zip(first, second, strict=True)
+        math.sqrt(-2 * math.log(1 - u)) * math.cos(2 * math.pi * v) for u, v in zip(one, two, strict=True)
     ]
     torch.testing.assert_close(counter_rng.normal(key, index), torch.tensor(expected, dtype=torch.float64))
 
