@@ -15,7 +15,7 @@ from distsparse.core.criteria import (
 from distsparse.core.events import LayerChange, Rewired
 from distsparse.core.growth import GrowInit
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, ablate, drop, grow, prune, redistribute
+from distsparse.core.moves import Context, Move, ablate, drop, grow, prune, redistribute, refill
 from distsparse.core.signals import Signals
 from distsparse.core.sparsifier import Sparsifier
 from distsparse.core.topology import Topology
@@ -48,6 +48,7 @@ __all__ = [
     "prune",
     "random",
     "redistribute",
+    "refill",
     "saliency",
     "synaptic_flow",
 ]

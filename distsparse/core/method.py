@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distsparse.core.growth import GrowInit
 from distsparse.core.moves import Move
-from distsparse.ops.schedule import Schedule
+from distsparse.ops.schedule import PhaseSchedule, Schedule
 from distsparse.ops.structure import Structure
 
 
@@ -21,6 +21,8 @@ class Method:
     """before the first step, from all weights active."""
     update: tuple[Move, ...] = ()
     """every ``every`` steps."""
+    phases: PhaseSchedule | None = None
+    """sparsity of each update by its number from 0, in place of ``sparsity``; the last one has the final."""
     every: int = 100
     """delta_T: optimizer steps between mask updates."""
     start: float = 0.0
@@ -101,9 +103,15 @@ class Method:
         return self._between(step, total_steps, self.stop_step(total_steps))
 
     def sparsity_at(self, step: int, total_steps: int) -> float:
-        """Return the target sparsity of an update at a step; the last update has the final one."""
+        """Return the target sparsity of an update at a step; the last update has the final one.
+
+        An update put off by a gradient that is not finite has that of the step it was due at.
+        """
         # No step follows step total_steps - 1: with T_end = 1, the schedule must be through by then.
         last = min(self.stop_step(total_steps), total_steps - 1) // self.every * self.every
+        if self.phases and step < last:
+            first = math.ceil(self.start_step(total_steps) / self.every)
+            return self.phases(step // self.every - first)
         return self.sparsity(1.0 if step >= last else self._between(step, total_steps, last))
 
     def initial_sparsity(self, round_: int) -> float:

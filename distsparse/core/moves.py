@@ -117,6 +117,33 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
     return Move(f"prune({by.name}, {allocation.name})", apply, by.needs | allocation.needs)
 
 
+def refill() -> Move:
+    """Raise the targets to the scheduled sparsity where it has fallen, and fill them, lowest index first.
+
+    What is added is split in proportion to the layers' inactive units, so at sparsity 0 everything is active.
+    A grow fills what a drop has left open; this one adds to the targets. For ``group="layer"``.
+    """
+
+    def apply(context: Context) -> Topology:
+        topology = context.topology
+        active = {name: context.units(name) for name in topology.masks}
+        room = [units.numel() - int(units.sum()) for units in active.values()]
+        wanted = num_active(sum(units.numel() for units in active.values()), context.sparsity)
+        added = wanted - sum(int(units.sum()) for units in active.values())
+        if added <= 0:
+            return topology
+        filled = {
+            name: units | top_k_mask(torch.zeros_like(units, dtype=torch.uint8), more, ~units)
+            for (name, units), more in zip(
+                active.items(), apportion(room, added, room, none_empty=False), strict=True
+            )
+        }
+        targets = {name: int(units.sum()) for name, units in filled.items()}
+        return context.with_units(filled).with_targets(targets)
+
+    return Move("refill", apply)
+
+
 def _best(structure: Structure, score: Tensor, count: int, active: Tensor, allowed: Tensor) -> Tensor:
     if structure.group == "layer":
         return top_k_mask(score, count, active)

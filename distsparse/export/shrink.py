@@ -32,19 +32,22 @@ def shrink(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         model: bare or wrapped; left as it is.
-        masks: bool (rows, cols) by the weight's name, such as ``sparsifier.topology.masks``; other layers
-            keep all their channels.
+        masks: bool (rows, cols) by the weight's name, such as ``sparsifier.topology.masks``; layers without
+            one, and weights that are no Linear's or Conv's, keep all their channels.
 
     Raises:
-        ValueError: the model cannot be traced by ``torch.fx``, a mask names no Linear or Conv weight or has
+        ValueError: the model cannot be traced by ``torch.fx``, a mask names no weight of it or has
             another shape, or an inactive weight is not zero.
     """
     small = copy.deepcopy(unwrap(model)).eval()
     modules = dict(small.named_modules())
+    parameters = dict(small.named_parameters())
     following = channels_of(small)
     kept = {}
     for name, mask in masks.items():
         layer = name.removesuffix("weight").removesuffix(".")
+        if name in parameters and not isinstance(modules.get(layer), LAYERS):
+            continue  # a weight of attention, whose rows are no channels of the graph
         _check(name, modules.get(layer), mask)
         channels = following.get(layer, Channels(obstacle="not called"))
         if channels.obstacle is None:
@@ -67,7 +70,7 @@ def _check(name: str, layer: nn.Module | None, mask: Tensor) -> None:
         ValueError: see :func:`shrink`.
     """
     if not isinstance(layer, LAYERS):
-        raise ValueError(f"masks: {name!r} is no Linear or Conv weight of the model")
+        raise ValueError(f"masks: {name!r} is no weight of the model")
     weight = cast(Tensor, layer.weight).detach()
     matrix = weight.reshape(weight.shape[0], -1)
     if mask.shape != matrix.shape:

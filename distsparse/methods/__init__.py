@@ -1,5 +1,6 @@
 """Sparse-training methods, one file each, and their registry."""
 
+from distsparse.methods.acdc import acdc
 from distsparse.methods.dense import dense
 from distsparse.methods.dsr import dsr
 from distsparse.methods.gmp import gmp
@@ -18,6 +19,7 @@ from distsparse.methods.static import static
 from distsparse.methods.synflow import synflow
 
 __all__ = [
+    "acdc",
     "dense",
     "dsr",
     "gmp",

@@ -37,7 +37,7 @@ def close(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, Tensor]:
             mask[rows.get(weight.name, [])] = False
             weight.parameter.mul_(weight.unmatrix(mask))
             masks[weight.name] = mask
-            for companion in found[weight.name]:
+            for companion in found.get(weight.name, ()):
                 companion.tensor[companion.closed(mask)] = 0
     return masks
 
@@ -173,10 +173,29 @@ def test_a_trained_network(method) -> None:
     assert num_parameters(model) == num_parameters(lenet())
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.attention(x, x, x, need_weights=False)[0]).relu())
+
+
+def test_attention_keeps_its_rows() -> None:
+    torch.manual_seed(0)
+    model = Attending()
+    masks = close(model, {"attention.in_proj_weight": [0, 5], "first.weight": [1, 2, 3]})
+    small = shrink(model, masks)
+    assert_same(model, small, (3, 4))
+    assert num_parameters(model) - num_parameters(small) == 3 * (4 + 1 + 2)
+
+
 def test_masks_that_do_not_fit() -> None:
     model = mlp((20,), 3, hidden=(10,))
     masks = close(model, {})
-    with pytest.raises(ValueError, match=r"masks: '9\.weight' is no Linear or Conv weight"):
+    with pytest.raises(ValueError, match=r"masks: '9\.weight' is no weight of the model"):
         shrink(model, {"9.weight": masks["1.weight"]})
     with pytest.raises(ValueError, match=r"'1\.weight' has shape \(20, 10\), its weight \(10, 20\)"):
         shrink(model, {"1.weight": masks["1.weight"].t()})

@@ -31,7 +31,7 @@ REQUIRES = {"sensitivity_norm": {"allocation": "sensitivity"}}
 FAST_OF = {"rigl_structured": {"sparsity": 0.4, "alpha": 0.8}}
 
 # Other values where the next one is too near to show in a small run.
-ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9]}
+ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9], "T_start": [0.4]}
 
 INPUT = (2, 6, 6)
 
