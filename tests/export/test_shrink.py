@@ -140,6 +140,27 @@ def test_a_residual_branch_that_is_zero_is_removed_as_a_whole() -> None:
     assert names < {name for name, _ in model.named_parameters()}
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.bn = nn.Linear(4, 6), nn.Linear(6, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn(self.second(self.first(x).relu()))
+
+
+@pytest.mark.parametrize("tensor", ["second.bias", "bn.bias", "bn.running_mean", None])
+def test_a_residual_branch_with_a_constant_is_kept(tensor: str | None) -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    masks = close(model, {"second.weight": [0, 1, 2, 3]})
+    if tensor:
+        model.state_dict()[tensor][2] = 0.5
+    small = shrink(model, masks)
+    assert_same(model, small, (4,))
+    assert (num_parameters(small) == 0) == (tensor is None)
+
+
 def test_a_constant_channel_is_not_removed() -> None:
     torch.manual_seed(0)
     model = lenet()
