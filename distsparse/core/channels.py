@@ -24,7 +24,7 @@ _NAMES = {
     "elementwise": "relu relu6 leaky_relu elu selu celu gelu silu mish tanh hardswish softsign tanhshrink "
     "softshrink hardshrink dropout dropout1d dropout2d dropout3d",
     "pool": " ".join(
-        f"{kind}_pool{dims}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for dims in (1, 2, 3)
+        f"{kind}_pool{dims}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for dims in "123"
     ),
 }
 _FUNCTIONS = {
@@ -35,19 +35,14 @@ _FUNCTIONS = {
     if hasattr(owner, name)
 }
 _METHODS = {"relu": "elementwise", "relu_": "elementwise", "tanh": "elementwise", "contiguous": "elementwise"}
-_MODULES = {
-    getattr(nn, name): kind
-    for kind, names in {
-        "elementwise": "Identity ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Tanh Hardswish Softsign "
-        "Tanhshrink Softshrink Hardshrink Dropout Dropout1d Dropout2d Dropout3d",
-        "pool": " ".join(
-            f"{kind}Pool{dims}d"
-            for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
-            for dims in (1, 2, 3)
-        ),
-    }.items()
-    for name in names.split()
+_CLASSES = {
+    "elementwise": "Identity ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Tanh Hardswish Softsign "
+    "Tanhshrink Softshrink Hardshrink Dropout Dropout1d Dropout2d Dropout3d",
+    "pool": " ".join(
+        f"{kind}Pool{dims}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for dims in "123"
+    ),
 }
+_MODULES = {getattr(nn, name): kind for kind, names in _CLASSES.items() for name in names.split()}
 
 Layout = Literal["map", "flat", "last"]
 """where the channels are: dim 1 of a convolution's output, dim 1 of it flattened, a linear layer's last"""
@@ -120,7 +115,7 @@ def channels_of(model: nn.Module) -> dict[str, Channels]:
     }
     found = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], LAYERS):
+        if node.op == "call_module" and type(modules[node.target]) in LAYERS:
             found[node.target] = _follow(node, modules, once)
     return found
 
