@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distsparse.core import Context, Method, Signals, Topology
+from distsparse.core.growth import grown_values
 from distsparse.core.moves import run
 from distsparse.methods.params import AlphaSchedule
 from distsparse.methods.rigl import rigl
@@ -53,7 +54,8 @@ def update(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return weights and masks after a method's update; equal to the arguments if ``step`` is none of its.
 
-    Grown weights start at zero; a weight dropped and grown again by one update keeps its value.
+    Grown weights start as the method's ``grow_init`` says, at zero by default; a weight dropped and grown
+    again by one update keeps its value.
 
     Args:
         method: what to do, e.g. ``distsparse.methods.set_(delta_T=50)``.
@@ -103,8 +105,14 @@ def update(
     sparsity = method.sparsity_at(step, total_steps)
     context = Context(before, before, sizes, signals, progress, sparsity, method.structure)
     after = {name: mask.reshape(sizes[name]) for name, mask in run(method.update, context).masks.items()}
-    kept = {name: torch.where(after[name] & masks[name], weights[name].detach(), 0) for name in weights}
-    return kept, after
+
+    def values(name: str) -> Tensor:
+        kept = torch.where(after[name] & masks[name], weights[name].detach(), 0)
+        key = counter_rng.key(seed, step, name, "grow_init")
+        grown = matrix(after[name] & ~masks[name])
+        return kept + grown_values(method.grow_init, grown, key, kept.dtype).reshape(kept.shape)
+
+    return {name: values(name) for name in weights}, after
 
 
 def rigl_update(

@@ -98,12 +98,12 @@ def test_of_several_tensors_each_keeps_its_count() -> None:
         assert (new_weights[name][~new_masks[name]] == 0).all()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "lottery"])  # it has no update
 def test_is_the_sparsifiers_own_update(name: str) -> None:
     entry = methods.get(name)
     fast = {
         key: value
-        for key, value in {"delta_T": 2, "sparsity": 0.6}.items()
+        for key, value in {"delta_T": 2, "sparsity": 0.6, "grow_init": "normal"}.items()
         if key in entry.schema.model_fields
     }
     method = entry.factory(**fast)

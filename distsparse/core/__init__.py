@@ -13,8 +13,20 @@ from distsparse.core.criteria import (
     synaptic_flow,
 )
 from distsparse.core.events import LayerChange, Rewired
+from distsparse.core.growth import GrowInit
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, ablate, adopt, drop, grow, prune, redistribute, shuffle
+from distsparse.core.moves import (
+    Context,
+    Move,
+    ablate,
+    adopt,
+    drop,
+    grow,
+    prune,
+    redistribute,
+    refill,
+    shuffle,
+)
 from distsparse.core.signals import Signals
 from distsparse.core.sparsifier import Sparsifier
 from distsparse.core.ticket import Start, Ticket, find_checkpoint, load_network
@@ -26,6 +38,7 @@ __all__ = [
     "Allocator",
     "Context",
     "Criterion",
+    "GrowInit",
     "LayerChange",
     "Method",
     "Move",
@@ -52,6 +65,7 @@ __all__ = [
     "prune",
     "random",
     "redistribute",
+    "refill",
     "saliency",
     "shuffle",
     "synaptic_flow",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from distsparse.core.signals import Signals
@@ -26,13 +27,28 @@ class Criterion:
     needs: frozenset[str] = frozenset()
     pooling: Pooling = "sum"
     """how a tile's score comes from its weights'"""
+    random_ties: bool = False
+    """equal scores are ranked at random, not by index"""
 
     def of_units(self, signals: Signals, structure: Structure) -> Tensor:
         """Return the scores of a layer's units, (unit rows, unit cols)."""
         if self is random:
             rows, cols = structure.units(signals.weight).shape
             return signals.random_bits((rows, cols))
-        return structure.pool(self.score(signals), self.pooling)
+        scores = structure.pool(self.score(signals), self.pooling)
+        return _ties_at_random(scores, signals) if self.random_ties else scores
+
+
+def _ties_at_random(scores: Tensor, signals: Signals) -> Tensor:
+    """Return int64 scores in the same order, with 32 random bits below it.
+
+    Raises:
+        FloatingPointError: a score is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise FloatingPointError("a score is NaN")
+    rank: Tensor = torch.unique(scores, return_inverse=True)[1]
+    return (rank << 32) | (signals.random_bits((scores.shape[0], scores.shape[1])) & 0xFFFFFFFF)
 
 
 def _present(tensor: Tensor | None) -> Tensor:

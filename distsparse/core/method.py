@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from distsparse.core.criteria import UPDATE_SIGNALS
+from distsparse.core.growth import GrowInit
 from distsparse.core.moves import Move
 from distsparse.core.ticket import Ticket
-from distsparse.ops.schedule import Schedule
+from distsparse.ops.schedule import PhaseSchedule, Schedule
 from distsparse.ops.structure import Structure
 
 
@@ -22,6 +23,8 @@ class Method:
     """before the first step, from all weights active."""
     update: tuple[Move, ...] = ()
     """every ``every`` steps."""
+    phases: PhaseSchedule | None = None
+    """sparsity of each update by its number from 0, in place of ``sparsity``; the last one has the final."""
     every: int = 100
     """delta_T: optimizer steps between mask updates."""
     start: float = 0.0
@@ -35,6 +38,8 @@ class Method:
     """divides the model's outputs while the signals of the first topology are taken."""
     gradient_window: int = 1
     """steps over which |gradient| is summed before an update."""
+    grow_init: GrowInit = "zeros"
+    """values at which newly grown weights start."""
     skip_optimizer_step: bool = False
     """an update takes the place of the optimizer step."""
     rounds: int = 1
@@ -119,9 +124,15 @@ class Method:
         return self._between(step, total_steps, self.stop_step(total_steps))
 
     def sparsity_at(self, step: int, total_steps: int) -> float:
-        """Return the target sparsity of an update at a step; the last update has the final one."""
+        """Return the target sparsity of an update at a step; the last update has the final one.
+
+        An update put off by a gradient that is not finite has that of the step it was due at.
+        """
         # No step follows step total_steps - 1: with T_end = 1, the schedule must be through by then.
         last = min(self.stop_step(total_steps), total_steps - 1) // self.every * self.every
+        if self.phases and step < last:
+            first = math.ceil(self.start_step(total_steps) / self.every)
+            return self.phases(step // self.every - first)
         return self.sparsity(1.0 if step >= last else self._between(step, total_steps, last))
 
     def initial_sparsity(self, round_: int) -> float:

@@ -82,15 +82,22 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
     return topology
 
 
-def prune(by: Criterion, *, allocation: Allocator) -> Move:
+def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
     A layer is never given more than it has: a prune does not grow. An allocation that ranks scores over all
-    layers ranks magnitudes where the prune is random, for random numbers say nothing of a layer.
+    layers ranks magnitudes where the prune is random, for random numbers say nothing of a layer. With
+    ``protect_last`` the last layer stays as it is, and the sparsity is that of the others together.
+
+    Raises:
+        ValueError: on a run, the only layer is protected.
     """
 
     def apply(context: Context) -> Topology:
-        active = {name: context.units(name) for name in context.topology.masks}
+        whole = {name: context.units(name) for name in context.topology.masks}
+        active = dict(list(whole.items())[:-1]) if protect_last else whole
+        if not active:
+            raise ValueError(f"{', '.join(whole)}: the last layer is not pruned, and there is no other")
         scores = {name: context.score(by, name, "prune") for name in active}
         ranked = {n: context.score(magnitude, n, "prune") for n in active} if by is random else scores
         layers = {
@@ -102,13 +109,41 @@ def prune(by: Criterion, *, allocation: Allocator) -> Move:
             sum(layer.num_active for layer in layers.values()),
         )
         counts = allocation.counts(layers, total, context.signals)
-        kept, targets, requested = {}, {}, {}
+        kept = dict(whole)
+        targets, requested = dict(context.topology.targets), dict(context.topology.requested)
         for (name, units), count in zip(active.items(), counts, strict=True):
             kept[name] = _best(context.structure, scores[name], count, units, context.allowed(name))
             targets[name], requested[name] = int(kept[name].sum()), count
         return replace(context.with_units(kept), targets=targets, requested=requested)
 
     return Move(f"prune({by.name}, {allocation.name})", apply, by.needs | allocation.needs)
+
+
+def refill() -> Move:
+    """Raise the targets to the scheduled sparsity where it has fallen, and fill them, lowest index first.
+
+    What is added is split in proportion to the layers' inactive units, so at sparsity 0 everything is active.
+    A grow fills what a drop has left open; this one adds to the targets. For ``group="layer"``.
+    """
+
+    def apply(context: Context) -> Topology:
+        topology = context.topology
+        active = {name: context.units(name) for name in topology.masks}
+        room = [units.numel() - int(units.sum()) for units in active.values()]
+        wanted = num_active(sum(units.numel() for units in active.values()), context.sparsity)
+        added = wanted - sum(int(units.sum()) for units in active.values())
+        if added <= 0:
+            return topology
+        filled = {
+            name: units | top_k_mask(torch.zeros_like(units, dtype=torch.uint8), more, ~units)
+            for (name, units), more in zip(
+                active.items(), apportion(room, added, room, none_empty=False), strict=True
+            )
+        }
+        targets = {name: int(units.sum()) for name, units in filled.items()}
+        return context.with_units(filled).with_targets(targets)
+
+    return Move("refill", apply)
 
 
 def _best(structure: Structure, score: Tensor, count: int, active: Tensor, allowed: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distsparse.core.channels import companions, zero_closed
 from distsparse.core.criteria import INITIAL_SIGNALS
 from distsparse.core.events import LayerChange, Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
+from distsparse.core.growth import grown_values
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, run
@@ -41,6 +43,8 @@ class Sparsifier:
 
     After every ``step`` and every optimizer step, inactive weights, their gradients and every optimizer-state
     tensor of the weight's shape are exactly zero at inactive positions: any torch optimizer, through a hook.
+    Where whole channels are inactive (tile (1, -1)), so are their biases and running means, see
+    :func:`~distsparse.core.channels.companions`.
     Under DDP every rank makes the same calls; masks are equal by construction and compared after each update.
     """
 
@@ -110,6 +114,7 @@ class Sparsifier:
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self._companions = companions(model, weights) if method.structure.tile == (1, -1) else {}
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
 
@@ -252,6 +257,9 @@ class Sparsifier:
         for name, bits in self._bits.items():
             if (gradient := self._weights[name].parameter.grad) is not None:
                 keep_active(gradient, bits)
+        for companion, closed in self._closed:
+            if companion.tensor is not None and (gradient := companion.tensor.grad) is not None:
+                gradient.masked_fill_(closed, 0)
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -318,6 +326,11 @@ class Sparsifier:
             if not bool(mask.all())  # a dense layer has nothing to keep at zero
         }
         self._bits_of = {id(self._weights[name].parameter): bits for name, bits in self._bits.items()}
+        self._closed = [
+            (companion, companion.closed(topology.masks[name]))
+            for name in self._bits
+            for companion in self._companions.get(name, ())
+        ]
 
     def _rewire(
         self,
@@ -354,6 +367,7 @@ class Sparsifier:
             )
             self._set_topology(after)
             self._zero_inactive()
+            self._start_grown(now, step)
         return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
 
     def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
@@ -376,7 +390,7 @@ class Sparsifier:
     def _zero_inactive(self) -> None:
         """Zero weights and optimizer state at inactive positions.
 
-        What was inactive before is zero already, so a newly grown position starts at zero as well.
+        What was inactive before is zero already, so a newly grown position's state starts at zero as well.
         """
         for name, bits in self._bits.items():
             weight = self._weights[name]
@@ -384,6 +398,19 @@ class Sparsifier:
             for value in self._optimizer.state.get(weight.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
                     keep_active(value, bits)
+        for companion, closed in self._closed:
+            zero_closed(companion, closed, self._optimizer.state)
+
+    def _start_grown(self, before: Topology, step: int) -> None:
+        """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""
+        if self.method.grow_init == "zeros":
+            return
+        for name, mask in self._topology.masks.items():
+            weight = self._weights[name]
+            grown = mask & ~before.masks[name]
+            key = counter_rng.key(self._seed, step, name, "grow_init")
+            values = grown_values(self.method.grow_init, grown, key, weight.parameter.dtype)
+            weight.parameter.add_(weight.unmatrix(values))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._zero_inactive()

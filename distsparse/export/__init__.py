@@ -17,6 +17,7 @@ from distsparse.export.formats import (
 )
 from distsparse.export.latency import Latency, compare, measure
 from distsparse.export.machine import describe
+from distsparse.export.shrink import shrink
 
 __all__ = [
     "CROSSOVER_DENSITY",
@@ -39,6 +40,7 @@ __all__ = [
     "inference_flops",
     "layer_flops",
     "measure",
+    "shrink",
     "to_csr",
     "training_flops",
 ]

@@ -1,5 +1,6 @@
 """Sparse-training methods, one file each, and their registry."""
 
+from distsparse.methods.acdc import acdc
 from distsparse.methods.dense import dense
 from distsparse.methods.dsr import dsr
 from distsparse.methods.gmp import gmp
@@ -11,6 +12,7 @@ from distsparse.methods.mest import mest
 from distsparse.methods.progressive import progressive
 from distsparse.methods.registry import method, methods, names
 from distsparse.methods.rigl import rigl
+from distsparse.methods.rigl_structured import rigl_structured
 from distsparse.methods.set import set_
 from distsparse.methods.snfs import snfs
 from distsparse.methods.snip import snip
@@ -19,6 +21,7 @@ from distsparse.methods.static import static
 from distsparse.methods.synflow import synflow
 
 __all__ = [
+    "acdc",
     "dense",
     "dsr",
     "gmp",
@@ -32,6 +35,7 @@ __all__ = [
     "names",
     "progressive",
     "rigl",
+    "rigl_structured",
     "set_",
     "snfs",
     "snip",

@@ -12,6 +12,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     Norm,
     Sparsity,
     TEnd,
@@ -34,6 +35,7 @@ def dsr(
     allocation: Allocation = "uniform",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -54,6 +56,7 @@ def dsr(
         every=delta_T,
         stop=T_end,
         structure=Structure(tile=tile, group=group),
+        grow_init=grow_init,
     )
 
 

@@ -10,6 +10,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     InitialSparsity,
     Norm,
     Sparsity,
@@ -34,6 +35,7 @@ def granet(
     allocation: Allocation = "erk",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -52,5 +54,6 @@ def granet(
         sparsity=cubic(sparsity, initial_sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(tile=tile, group=group),
     )

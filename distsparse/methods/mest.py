@@ -10,6 +10,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     GrowScale,
     Norm,
     Sparsity,
@@ -34,6 +35,7 @@ def mest(
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     gradient_weight: GrowScale = 1.0,
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -51,5 +53,6 @@ def mest(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(tile=tile, group=group),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distsparse.core.allocators import AllocationName, UpdateAllocationName
+from distsparse.core.growth import GrowInit as GrowInitName
 from distsparse.core.ticket import Start
 from distsparse.ops.allocation import SensitivityNorm
 from distsparse.ops.schedule import Schedule, constant, cosine, inverse_power, linear
@@ -73,6 +74,13 @@ GradAccumulation = Annotated[
 ]
 ExcludeDropped = Annotated[
     bool, Field(description="a weight dropped by an update is not grown again by the same update")
+]
+GrowInit = Annotated[
+    GrowInitName,
+    Field(
+        description="start of newly grown weights: zeros, or normal with a tenth of the standard deviation "
+        "of He's initialization"
+    ),
 ]
 SkipOptimizerStep = Annotated[bool, Field(description="an update takes the place of the optimizer step")]
 PruneFraction = Annotated[

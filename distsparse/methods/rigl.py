@@ -12,6 +12,7 @@ from distsparse.methods.params import (
     ExcludeDropped,
     GradAccumulation,
     Group,
+    GrowInit,
     Norm,
     SkipOptimizerStep,
     Sparsity,
@@ -37,6 +38,7 @@ def rigl(
     sensitivity_norm: Norm = "rms",
     grad_accumulation: GradAccumulation = 1,
     exclude_dropped: ExcludeDropped = False,
+    grow_init: GrowInit = "zeros",
     skip_optimizer_step: SkipOptimizerStep = True,
     group: Group = "layer",
     tile: Tile = (1, 1),
@@ -53,6 +55,7 @@ def rigl(
         every=delta_T,
         stop=T_end,
         gradient_window=grad_accumulation,
+        grow_init=grow_init,
         skip_optimizer_step=skip_optimizer_step,
         structure=Structure(tile=tile, group=group),
     )

@@ -11,6 +11,7 @@ from distsparse.methods.params import (
     DeltaT,
     ExcludeDropped,
     Group,
+    GrowInit,
     Norm,
     SkipOptimizerStep,
     Sparsity,
@@ -35,6 +36,7 @@ def set_(
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     exclude_dropped: ExcludeDropped = False,
+    grow_init: GrowInit = "zeros",
     skip_optimizer_step: SkipOptimizerStep = True,
     group: Group = "layer",
     tile: Tile = (1, 1),
@@ -54,6 +56,7 @@ def set_(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         skip_optimizer_step=skip_optimizer_step,
         structure=Structure(tile=tile, group=group),
     )

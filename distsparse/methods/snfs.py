@@ -23,6 +23,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Group,
+    GrowInit,
     Norm,
     Sparsity,
     TEnd,
@@ -45,6 +46,7 @@ def snfs(
     allocation: Allocation = "uniform",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    grow_init: GrowInit = "zeros",
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
@@ -64,6 +66,7 @@ def snfs(
         every=delta_T,
         stop=T_end,
         structure=Structure(tile=tile, group=group),
+        grow_init=grow_init,
     )
 
 

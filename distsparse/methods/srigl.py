@@ -10,6 +10,7 @@ from distsparse.methods.params import (
     AlphaSchedule,
     DeltaT,
     Gamma,
+    GrowInit,
     Norm,
     SkipOptimizerStep,
     Sparsity,
@@ -33,6 +34,7 @@ def srigl(
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
     gamma: Gamma = 0.3,
+    grow_init: GrowInit = "zeros",
     skip_optimizer_step: SkipOptimizerStep = True,
 ) -> Method:
     """RigL with a constant fan-in in each layer; neurons with few salient weights are ablated.
@@ -51,6 +53,7 @@ def srigl(
         sparsity=constant(sparsity),
         every=delta_T,
         stop=T_end,
+        grow_init=grow_init,
         structure=Structure(group="row"),
         skip_optimizer_step=skip_optimizer_step,
     )

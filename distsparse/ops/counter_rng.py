@@ -7,6 +7,7 @@ The same on any rank, shard, world size and device, and after a resume. The mixi
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -48,6 +49,15 @@ def bits(key: int, index: Tensor) -> Tensor:
 def uniform(key: int, index: Tensor) -> Tensor:
     """Return float64 values in [0, 1) with 53 random bits at each int64 index."""
     return _shift_right(bits(key, index), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(key: int, index: Tensor) -> Tensor:
+    """Return standard normal float64 values at each int64 index, by Box and Muller's transform.
+
+    From two words of the sequence each, 2 · index and 2 · index + 1, so that an index below 2^62 has its own.
+    """
+    radius = torch.sqrt(-2 * torch.log1p(-uniform(key, 2 * index)))
+    return radius * torch.cos(2 * math.pi * uniform(key, 2 * index + 1))
 
 
 def permutation(key: int, n: int) -> Tensor:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 
 Schedule = Callable[[float], float]
+PhaseSchedule = Callable[[int], float]
+"""number of a phase, from 0 → value"""
 
 
 def _clamp(progress: float) -> float:
@@ -44,3 +46,11 @@ def cubic(final: float, initial: float = 0.0) -> Schedule:
     Zhu and Gupta 2017, arXiv:1710.01878, equation 1. It is a schedule of *sparsity*, not of density.
     """
     return lambda progress: final + (initial - final) * (1 - _clamp(progress)) ** 3
+
+
+def alternating(sparsity: float) -> PhaseSchedule:
+    """Return ``sparsity`` in phases 0, 2, 4, … and 0 in between: compressed, decompressed, compressed, …
+
+    AC/DC, Peste et al. 2021, arXiv:2106.12379, section 3.
+    """
+    return lambda phase: 0.0 if phase % 2 else sparsity

@@ -35,8 +35,18 @@ REQUIRES = {
     "allocation_power": {"allocation": "erk"},
 }
 
+# Channels are few in a small network.
+FAST_OF = {"rigl_structured": {"sparsity": 0.4, "alpha": 0.8}}
+
 # Other values where the next one is too near to show in a small run.
-ALTERNATIVES = {"temperature": [1.0], "rounds": [1], "gamma": [0.9], "rewind_to": [0.7]}
+ALTERNATIVES = {
+    "temperature": [1.0],
+    "rounds": [1],
+    "gamma": [0.9],
+    "rewind_to": [0.7],
+    "T_start": [0.4],
+    "allocation_power": [0.0],
+}
 
 # Keywords of the training loop, which the loop here has no part of; tests/train/test_rewind.py tries them.
 OF_THE_LOOP = {("lottery", "start")}
@@ -77,7 +87,7 @@ def ticket(seed: int = 0, network: str = "conv") -> str:
 
 def fast_values(name: str, network: str = "conv") -> dict[str, Any]:
     fields = methods.get(name).schema.model_fields
-    values = {key: value for key, value in FAST.items() if key in fields}
+    values = {key: value for key, value in FAST.items() if key in fields} | FAST_OF.get(name, {})
     return values | ({"source": ticket(network=network)} if "source" in fields else {})
 
 
@@ -223,8 +233,15 @@ class TestEveryMethod:
         topology = trainer.sparsifier.topology
         for event in trainer.events:
             events = trainer.events[: trainer.events.index(event) + 1]
-            expected = num_active(topology.num_weights, sparsity_of(method, events))
-            found = sum(layer.nnz for layer in event.layers)
+            # Whole channels are counted as such, without those of the last layer, which all stay.
+            channels = method.structure.tile == (1, -1)
+            sizes = [mask.shape[1] if channels else 1 for mask in topology.masks.values()]
+            layers = event.layers[:-1] if channels else event.layers
+            if channels:
+                assert event.layers[-1].nnz == event.layers[-1].num_weights
+            totals = [layer.num_weights // size for layer, size in zip(layers, sizes, strict=False)]
+            expected = num_active(sum(totals), sparsity_of(method, events))
+            found = sum(layer.nnz // size for layer, size in zip(layers, sizes, strict=False))
             # A fan-in is rounded to whole weights, so a layer may be off by half a weight for each row.
             num_rows = sum(len(mask) for mask in topology.masks.values())
             assert abs(found - expected) <= (0 if method.structure.group == "layer" else num_rows / 2)

@@ -44,6 +44,7 @@ BAD = [
     ("sensitivity_norm", "l1", "'rms', 'l2' or 'mean_abs'"),
     ("grad_accumulation", 0, "greater than 0"),
     ("exclude_dropped", 1, "valid boolean"),
+    ("grow_init", "random", "'zeros' or 'normal'"),
     ("skip_optimizer_step", "yes", "valid boolean"),
 ]
 

@@ -21,9 +21,10 @@ from distsparse.core import (
     gradient,
     grow,
     redistribute,
+    refill,
 )
 from distsparse.core.moves import run
-from distsparse.methods import dsr, gmp, granet, methods, progressive, snfs, srigl
+from distsparse.methods import acdc, dsr, gmp, granet, methods, progressive, snfs, srigl
 from distsparse.ops import counter_rng
 from distsparse.ops.structure import Structure
 
@@ -122,6 +123,62 @@ def test_gmp_is_cubic_and_ends_exactly() -> None:
     # .9 (1 - (1 - p)³) of 1000 at p = .2, .4, …: 439.2, 705.6, 842.4, 892.8, 900 inactive
     expected = {0: 1000, 10: 561, 20: 294, 30: 158, 40: 107, 50: 100}
     assert counts(gmp(delta_T=10, T_end=0.5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # phases of 10 steps from step 10 on; 1000 weights, 900 of them inactive when compressed
+        ({"T_end": 0.75}, {10: 100, 20: 1000, 30: 100, 40: 1000, 50: 100, 60: 1000, 70: 100}),
+        # 50 would be the turn of a decompression, but is the last update
+        ({"T_start": 0.15, "T_end": 0.55}, {20: 100, 30: 1000, 40: 100, 50: 100}),
+        ({"T_start": 0.2, "T_end": 0.5}, {20: 100, 30: 1000, 40: 100, 50: 100}),
+        ({"T_start": 0.0, "T_end": 0.2}, {10: 100, 20: 100}),
+        ({"T_start": 0.75, "T_end": 1.0}, {80: 100, 90: 100}),
+    ],
+)
+def test_acdc_alternates_and_ends_compressed(values: dict[str, Any], expected: dict[int, int]) -> None:
+    assert counts(acdc(delta_T=10, **values)) == {0: 1000} | expected
+
+
+def test_acdc_compresses_to_the_largest_weights_of_all_layers_and_comes_back_at_zero() -> None:
+    model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.1, -0.9, 0.2]]))
+        model[1].weight.copy_(torch.tensor([[0.3], [-0.8]]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    method = acdc(sparsity=0.6, delta_T=1, T_start=0.0, T_end=1.0)
+    sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=4, seed=0)
+    sparsifier.initialize()
+    first = [("0.weight", flags(".x.")), ("1.weight", flags(".", "x"))]
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        event = sparsifier.step()
+        momenta = [optimizer.state[layer.weight].get("momentum_buffer") for layer in model]
+        if step == 1:
+            for name, mask in first:
+                assert torch.equal(sparsifier.topology.masks[name], mask)
+        if step == 2:
+            assert event is not None
+            assert (event.num_grown, event.num_dropped) == (3, 0)
+            assert sparsifier.topology.targets == {"0.weight": 3, "1.weight": 2}
+            for layer, momentum, (_, mask) in zip(model, momenta, first, strict=True):
+                for tensor in (layer.weight.detach(), momentum):
+                    assert torch.equal(tensor != 0, mask)
+        optimizer.step()
+    assert all((layer.weight != 0).all() for layer in model)
+
+
+def test_refill_splits_what_is_added_in_proportion_to_the_room() -> None:
+    masks = {"a": flags("x....."), "b": flags("xx..", "xxx.")}
+    after = run((refill(),), context(masks, {name: mask.float() for name, mask in masks.items()}))
+    # Half of 14 is 7, and 6 are active: one more, of shares 5 / 8 and 3 / 8.
+    assert after.targets == {"a": 2, "b": 5}
+    assert torch.equal(after.masks["a"], flags("xx...."))
+    full = replace(context(masks, {}), sparsity=0.0)
+    assert all(mask.all() for mask in run((refill(),), full).masks.values())
+    assert run((refill(),), replace(full, sparsity=0.9)) is full.topology
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import torch
 
 from distsparse.ops import counter_rng
@@ -92,3 +95,22 @@ def test_permutation() -> None:
     assert torch.equal(order, counter_rng.permutation(7, 1000))
     assert not torch.equal(order, counter_rng.permutation(8, 1000))
     assert counter_rng.permutation(7, 0).tolist() == []
+
+
+def test_normal_is_box_mullers_transform() -> None:
+    key = counter_rng.key(3, 100, "layer", "grow_init")
+    index = torch.tensor([0, 1, 5, 2**40])
+    one, two = (counter_rng.uniform(key, 2 * index + part).tolist() for part in (0, 1))
+    expected = [
+        math.sqrt(-2 * math.log(1 - u)) * math.cos(2 * math.pi * v) for u, v in zip(one, two, strict=True)
+    ]
+    torch.testing.assert_close(counter_rng.normal(key, index), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_normal_has_the_normal_distribution() -> None:
+    values = counter_rng.normal(7, torch.arange(100_000))
+    for quantile in (0.01, 0.1, 0.5, 0.9, 0.99):
+        below = float((values < NormalDist().inv_cdf(quantile)).double().mean())
+        assert abs(below - quantile) < 4 * math.sqrt(quantile * (1 - quantile) / 100_000)
+    neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]
+    assert abs(float(neighbours)) < 0.015

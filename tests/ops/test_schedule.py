@@ -33,3 +33,7 @@ def test_values(curve: Schedule, values: tuple[float, ...]) -> None:
 def test_progress_outside_is_clamped(curve: Schedule) -> None:
     assert curve(-0.5) == curve(0.0)
     assert curve(1.5) == curve(1.0)
+
+
+def test_alternating_begins_compressed() -> None:
+    assert [schedule.alternating(0.9)(phase) for phase in range(5)] == [0.9, 0.0, 0.9, 0.0, 0.9]
