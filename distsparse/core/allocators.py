@@ -14,7 +14,8 @@ from torch import Tensor
 from distsparse.core.signals import Signals
 from distsparse.ops import allocation
 from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
-from distsparse.ops.select import top_k_mask
+from distsparse.ops.flags import count
+from distsparse.ops.select import Scored, top_k_counts
 
 AllocationName = Literal[
     "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
@@ -29,14 +30,14 @@ class LayerUnits:
     """output-first weight shape"""
     active: Tensor
     """bool (unit rows, unit cols)"""
-    score: Tensor
-    """the prune's score of each unit"""
+    score: Callable[[], Tensor]
+    """the prune's score of each unit, made anew at each call: a layer's is as large as its weight"""
     num_weights: int
 
     @property
     def num_active(self) -> int:
         """Active units, the most that a prune can leave."""
-        return int(self.active.sum())
+        return count(self.active)
 
 
 Layers = Mapping[str, LayerUnits]
@@ -75,9 +76,9 @@ def allocator(
         case "sensitivity":
             return _sensitivity(sensitivity_norm)
         case "global_magnitude":
-            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _plain))
+            return Allocator(name, lambda layers, total, signals: _globally(layers, total))
         case "lamp":
-            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _lamp))
+            return Allocator(name, lambda layers, total, signals: _by_lamp(layers, total))
 
 
 def _from_shapes(name: str, allocate: Allocation) -> Allocator:
@@ -109,25 +110,32 @@ def _sensitivity(norm: SensitivityNorm) -> Allocator:
     return Allocator("sensitivity", counts, frozenset({"grad"}))
 
 
-def _ranked(layers: Layers, total: int, score: Callable[[LayerUnits], Tensor]) -> list[int]:
+def _globally(layers: Layers, total: int) -> list[int]:
     """Count each layer's units among the best ``total`` of all layers; ties go to the earlier layer."""
-    flat = torch.cat([score(layer).reshape(-1) for layer in layers.values()])
-    active = torch.cat([layer.active.reshape(-1) for layer in layers.values()])
-    chosen = top_k_mask(flat, total, active)
-    sizes = [layer.active.numel() for layer in layers.values()]
-    return [int(part.sum()) for part in torch.split(chosen, sizes)]
+
+    def scored(layer: LayerUnits) -> Scored:
+        return layer.score(), layer.active
+
+    return top_k_counts([partial(scored, layer) for layer in layers.values()], total)
 
 
-def _plain(layer: LayerUnits) -> Tensor:
-    return layer.score
+def _by_lamp(layers: Layers, total: int) -> list[int]:
+    """Count as :func:`_globally`, by LAMP; all its scores are held, as a sort is too slow to do twice."""
+
+    def given(scored: Scored) -> Scored:
+        return scored
+
+    scored = [(_lamp(layer), layer.active) for layer in layers.values()]
+    return top_k_counts([partial(given, part) for part in scored], total)
 
 
 def _lamp(layer: LayerUnits) -> Tensor:
     """Return score² over the sum of squares of all units not smaller (LAMP, arXiv:2010.07611, eq. 4)."""
-    squares = layer.score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
+    score = layer.score()
+    squares = score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
     order = torch.argsort(squares, stable=True)
     ascending = squares[order]
     # From the largest down, so that the sum at a unit holds it and everything above it.
     above = ascending.flip(0).cumsum(0).flip(0)
     ratio = torch.where(above > 0, ascending / above.clamp(min=math.ulp(0.0)), 0.0)
-    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(layer.score.shape)
+    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(score.shape)

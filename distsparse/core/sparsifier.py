@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsparse.core.criteria import INITIAL_SIGNALS
-from distsparse.core.events import LayerChange, Rewired, Statistics
+from distsparse.core.decision import Decision, decided
+from distsparse.core.events import Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, run
+from distsparse.core.moves import Context, Move, by_layer
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
 from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
-from distsparse.ops.digest import mask_digest, to_hex
 
 LayerSignals = dict[str, dict[str, Tensor]]
 
@@ -108,6 +108,7 @@ class Sparsifier:
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self._bits: dict[str, Tensor] = {}
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
 
@@ -149,7 +150,7 @@ class Sparsifier:
         if needs and (batches is None or loss_fn is None):
             raise ValueError("this method's first topology needs gradients: pass batches and loss_fn")
         kept = list(batches) if needs and batches is not None else []
-        before = self._topology
+        before = self._topology.masks
         for round_ in range(self.method.init_rounds):
             signals: LayerSignals = {}
             if needs and loss_fn is not None:
@@ -249,7 +250,8 @@ class Sparsifier:
         self.statistics = Statistics(**state["statistics"])
         self._gradients.load_state_dict(state["gradients"])
         self._set_topology(topology)
-        self._zero_inactive()
+        for name in topology.masks:
+            self._zero_inactive(name)
 
     def _all_active(self) -> Topology:
         masks = {
@@ -261,11 +263,15 @@ class Sparsifier:
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
-        self._bits = {
-            name: bit_mask(self._weights[name].unmatrix(mask), self._weights[name].parameter)
-            for name, mask in topology.masks.items()
-            if not bool(mask.all())  # a dense layer has nothing to keep at zero
-        }
+        for name, mask in topology.masks.items():
+            self._set_bits(name, dense=bool(mask.all()))
+
+    def _set_bits(self, name: str, *, dense: bool) -> None:
+        old = self._bits.pop(name, None)
+        if not dense:  # a dense layer has nothing to keep at zero
+            weight = self._weights[name]
+            mask = weight.unmatrix(self._topology.masks[name])
+            self._bits[name] = bit_mask(mask, weight.parameter, out=old)
 
     def _rewire(
         self,
@@ -274,64 +280,64 @@ class Sparsifier:
         *,
         step: int,
         sparsity: float,
-        before: Topology | None = None,
+        before: Mapping[str, Tensor] | None = None,
     ) -> Rewired:
-        """Run moves, check counts and agreement, then apply: all ranks raise or none does.
+        """Run moves, check agreement and counts, then apply: all ranks raise or none does.
 
-        ``before`` is what the returned changes are relative to, the present topology unless given.
+        ``before`` is what the returned changes are relative to, the present masks unless given.
         """
-        now = self._topology
-        before = before or now
+        with torch.no_grad():
+            decisions = self._decide(moves, signals, step, sparsity, before or self._topology.masks)
+            device = decisions[0].digest.device  # a model may lie on several
+            stacked = torch.stack([decision.digest.to(device) for decision in decisions])
+            verify(self._comm, [decision.change.name for decision in decisions], stacked, step=step)
+            for decision in decisions:
+                decision.check()
+            for decision in decisions:
+                self._apply(decision)
+        changes = tuple(decision.change for decision in decisions)
+        return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
+
+    def _decide(
+        self,
+        moves: Sequence[Move],
+        signals: LayerSignals,
+        step: int,
+        sparsity: float,
+        before: Mapping[str, Tensor],
+    ) -> list[Decision]:
+        """Run moves; nothing is changed yet."""
+        method, now = self.method, self._topology
 
         def signals_of(name: str, purpose: str) -> Signals:
             weight = self._weights[name]
             key = counter_rng.key(self._seed, step, name, purpose)
             return Signals(weight.matrix(weight.parameter.detach()), key, **signals.get(name, {}))
 
-        progress = self.method.progress(step, self._total_steps)
-        structure = self.method.structure
-        context = Context(now, now, self._shapes, signals_of, progress, sparsity, structure)
-        with torch.no_grad():
-            after = run(moves, context)
-            digests = {name: mask_digest(mask) for name, mask in after.masks.items()}
-            device = next(iter(digests.values())).device  # a model may lie on several
-            stacked = torch.stack([digest.to(device) for digest in digests.values()])
-            verify(self._comm, list(digests), stacked, step=step)
-            changes = tuple(
-                self._change(name, before.masks[name], after, int(digests[name])) for name in after.masks
-            )
-            self._set_topology(after)
-            self._zero_inactive()
-        return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
+        progress = method.progress(step, self._total_steps)
+        context = Context(now, now, self._shapes, signals_of, progress, sparsity, method.structure)
+        return [decided(topology, before, method.structure) for topology in by_layer(moves, context)]
 
-    def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
-        mask = after.masks[name]
-        nnz = int(mask.sum())
-        units = int(self.method.structure.units(mask).sum())
-        assert units == after.targets[name], f"{name}: {units} active, target {after.targets[name]}"
-        num_dropped = int((before & ~mask).sum())
-        num_before = int(before.sum())
-        return LayerChange(
-            name=name,
-            num_dropped=num_dropped,
-            num_grown=int((mask & ~before).sum()),
-            nnz=nnz,
-            num_weights=mask.numel(),
-            fraction=num_dropped / num_before if num_before else 0.0,
-            digest=to_hex(digest),
-        )
+    def _apply(self, decision: Decision) -> None:
+        """Put one layer on its new mask. The old one is let go before the next layer's is made."""
+        name = decision.change.name
+        self._topology = decision.merged(self._topology)
+        self._set_bits(name, dense=decision.change.nnz == decision.change.num_weights)
+        self._zero_inactive(name)
 
-    def _zero_inactive(self) -> None:
-        """Zero weights and optimizer state at inactive positions.
+    def _zero_inactive(self, name: str) -> None:
+        """Zero a layer's weights and optimizer state at inactive positions.
 
         What was inactive before is zero already, so a newly grown position starts at zero as well.
         """
-        for name, bits in self._bits.items():
-            weight = self._weights[name]
-            keep_active(weight.parameter, bits)
-            for value in self._optimizer.state.get(weight.parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
-                    keep_active(value, bits)
+        if (bits := self._bits.get(name)) is None:
+            return
+        parameter = self._weights[name].parameter
+        keep_active(parameter, bits)
+        for value in self._optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                keep_active(value, bits)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._zero_inactive()
+        for name in self._bits:
+            self._zero_inactive(name)

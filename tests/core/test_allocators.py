@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def layers(**scores: list[float]) -> Layers:
         name: LayerUnits(
             (1, len(values)),
             torch.ones(1, len(values), dtype=torch.bool),
-            torch.tensor([values]),
+            partial(torch.tensor, [values]),
             len(values),
         )
         for name, values in scores.items()
@@ -44,8 +46,8 @@ def test_ranked_counts(name: AllocationName, expected: list[list[int]]) -> None:
 
 def test_lamp_sums_only_what_is_active() -> None:
     active = torch.tensor([[True, False, True]])
-    a = LayerUnits((1, 3), active, torch.tensor([[3.0, 4.0, 5.0]]), 3)
-    b = LayerUnits((1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[3.0, 4.9]]), 2)
+    a = LayerUnits((1, 3), active, partial(torch.tensor, [[3.0, 4.0, 5.0]]), 3)
+    b = LayerUnits((1, 2), torch.ones(1, 2, dtype=torch.bool), partial(torch.tensor, [[3.0, 4.9]]), 2)
     # a: 9 / 34 = .265 and 1; b: 9 / 33.01 = .273 and 1. With the inactive 4 in its sum, 25 / 25 and 9 / 50.
     assert allocator("lamp").counts({"a": a, "b": b}, 3, no_signals) == [1, 2]
     assert allocator("lamp").counts({"a": a, "b": b}, 4, no_signals) == [2, 2]
