@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from distsparse.ops import counter_rng
@@ -92,3 +93,10 @@ def test_permutation() -> None:
     assert torch.equal(order, counter_rng.permutation(7, 1000))
     assert not torch.equal(order, counter_rng.permutation(8, 1000))
     assert counter_rng.permutation(7, 0).tolist() == []
+
+
+@pytest.mark.parametrize("n", [0, 1, 1 << 14, (1 << 14) + 1, 40_000])
+def test_first_bits_are_those_of_the_indices(n: int) -> None:
+    assert torch.equal(
+        counter_rng.first_bits(7, n, torch.device("cpu")), counter_rng.bits(7, torch.arange(n))
+    )
