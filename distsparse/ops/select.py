@@ -90,7 +90,6 @@ def top_k_counts(parts: Sequence[Callable[[], Scored]], k: int) -> list[int]:
         counts, scores = [], []
         for part in parts:
             flat, open_ = _flat(part)
-            flat = flat.to(sample.dtype)
             chosen = above(flat, high.to(flat.device)).logical_and_(open_)
             decided = below(flat, low.to(flat.device)).logical_or_(chosen)
             counts.append(count(chosen))
