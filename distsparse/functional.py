@@ -87,9 +87,8 @@ def update(
         return tensor.detach().reshape(tensor.shape[0], -1)
 
     def signals(name: str, purpose: str) -> Signals:
-        gradient = matrix(gradients[name])
         key = counter_rng.key(seed, step, name, purpose)
-        return Signals(weight=matrix(weights[name]), key=key, grad=gradient, grad_abs=gradient.abs())
+        return Signals(weight=matrix(weights[name]), key=key, grad=matrix(gradients[name]))
 
     matrices = {name: matrix(masks[name]) for name in weights}
     units = method.structure.units

@@ -15,7 +15,8 @@ from distsparse.core.signals import Signals
 from distsparse.ops import allocation
 from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
 from distsparse.ops.curves import from_curves
-from distsparse.ops.select import top_k_mask
+from distsparse.ops.flags import count
+from distsparse.ops.select import Scored, top_k_counts
 
 UpdateAllocationName = Literal[
     "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
@@ -34,14 +35,15 @@ class LayerUnits:
     """output-first weight shape"""
     active: Tensor
     """bool (unit rows, unit cols)"""
-    score: Tensor
-    """of each unit: the prune's, or the magnitude where that is random"""
+    score: Callable[[], Tensor]
+    """of each unit: the prune's, or the magnitude where that is random; made anew at each call, for it is as
+    large as the weight"""
     num_weights: int
 
     @property
     def num_active(self) -> int:
         """Active units, the most that a prune can leave."""
-        return int(self.active.sum())
+        return count(self.active)
 
 
 Layers = Mapping[str, LayerUnits]
@@ -82,9 +84,9 @@ def allocator(
         case "sensitivity":
             return _sensitivity(sensitivity_norm)
         case "global_magnitude":
-            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _plain))
+            return Allocator(name, lambda layers, total, signals: _globally(layers, total))
         case "lamp":
-            return Allocator(name, lambda layers, total, signals: _ranked(layers, total, _lamp))
+            return Allocator(name, lambda layers, total, signals: _by_lamp(layers, total))
         case "layer_scan":
             return Allocator(name, _layer_scan, frozenset({"loss_curve"}))
 
@@ -128,25 +130,32 @@ def _layer_scan(layers: Layers, total: int, signals: Callable[[str, str], Signal
     return _in_units(layers, total, partial(from_curves, curves=curves))
 
 
-def _ranked(layers: Layers, total: int, score: Callable[[LayerUnits], Tensor]) -> list[int]:
+def _globally(layers: Layers, total: int) -> list[int]:
     """Count each layer's units among the best ``total`` of all layers; ties go to the earlier layer."""
-    flat = torch.cat([score(layer).reshape(-1) for layer in layers.values()])
-    active = torch.cat([layer.active.reshape(-1) for layer in layers.values()])
-    chosen = top_k_mask(flat, total, active)
-    sizes = [layer.active.numel() for layer in layers.values()]
-    return [int(part.sum()) for part in torch.split(chosen, sizes)]
+
+    def scored(layer: LayerUnits) -> Scored:
+        return layer.score(), layer.active
+
+    return top_k_counts([partial(scored, layer) for layer in layers.values()], total)
 
 
-def _plain(layer: LayerUnits) -> Tensor:
-    return layer.score
+def _by_lamp(layers: Layers, total: int) -> list[int]:
+    """Count as :func:`_globally`, by LAMP; all its scores are held, as a sort is too slow to do twice."""
+
+    def given(scored: Scored) -> Scored:
+        return scored
+
+    scored = [(_lamp(layer), layer.active) for layer in layers.values()]
+    return top_k_counts([partial(given, part) for part in scored], total)
 
 
 def _lamp(layer: LayerUnits) -> Tensor:
     """Return score² over the sum of squares of all units not smaller (LAMP, arXiv:2010.07611, eq. 4)."""
-    squares = layer.score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
+    score = layer.score()
+    squares = score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
     order = torch.argsort(squares, stable=True)
     ascending = squares[order]
     # From the largest down, so that the sum at a unit holds it and everything above it.
     above = ascending.flip(0).cumsum(0).flip(0)
     ratio = torch.where(above > 0, ascending / above.clamp(min=math.ulp(0.0)), 0.0)
-    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(layer.score.shape)
+    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(score.shape)

@@ -48,3 +48,9 @@ class Statistics:
     num_grown: int = 0
     num_deferred: int = 0
     """updates put off by a step because a gradient was not finite."""
+
+    def count(self, event: Rewired) -> None:
+        """Add an update."""
+        self.num_updates += 1
+        self.num_dropped += event.num_dropped
+        self.num_grown += event.num_grown

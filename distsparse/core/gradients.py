@@ -15,6 +15,13 @@ EMA_DECAY = 0.9
 """of ``grad_ema``: the momentum of SNFS's experiments"""
 
 
+def _add(sums: dict[str, Tensor], name: str, term: Tensor) -> None:
+    if name in sums:
+        sums[name].add_(term)
+    else:
+        sums[name] = term
+
+
 class GradientMemory:
     """Sums of |gradient| over the window before an update, and moving averages, as the method needs them.
 
@@ -27,6 +34,11 @@ class GradientMemory:
         self._total_steps = total_steps
         self._abs: dict[str, Tensor] = {}
         self._ema: dict[str, Tensor] = {}
+
+    @property
+    def _summed(self) -> bool:
+        """Whether |gradient| is summed over several steps."""
+        return "grad_abs" in self._method.update_needs and self._method.gradient_window > 1
 
     def wants(self, step: int, *, pending: bool) -> bool:
         """Tell whether a step's dense gradient matters."""
@@ -56,23 +68,26 @@ class GradientMemory:
 
     def add(self, step: int) -> None:
         """Take in a step's gradients."""
-        needs = self._method.update_needs
+        averaged = "grad_ema" in self._method.update_needs
         for name, gradient in self.current(step).items():
             # A long window of half-precision terms would lose the small ones.
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            if "grad_abs" in needs:
-                magnitude = gradient.abs()
-                self._abs[name] = self._abs[name] + magnitude if name in self._abs else magnitude
-            if "grad_ema" in needs:
-                old = self._ema.get(name)
-                share = (1 - EMA_DECAY) * gradient
-                self._ema[name] = share if old is None else old * EMA_DECAY + share
+            if self._summed:
+                _add(self._abs, name, gradient.abs())
+            if averaged:
+                if name in self._ema:
+                    self._ema[name].mul_(EMA_DECAY)
+                _add(self._ema, name, (1 - EMA_DECAY) * gradient)
 
     def signals(self, step: int) -> dict[str, dict[str, Tensor]]:
-        """Return the signals of an update by layer and signal, and begin a new window."""
+        """Return the signals of an update by layer and signal, and begin a new window.
+
+        With a window of one step, |gradient| is left to :class:`Signals`, which makes a layer's when read.
+        """
         needs = self._method.update_needs
         found: dict[str, dict[str, Tensor]] = {name: {} for name in self._weights}
-        current = self.current(step) if "grad" in needs else {}
+        wanted = "grad" in needs or ("grad_abs" in needs and not self._summed)
+        current = self.current(step) if wanted else {}
         for kind, values in (("grad", current), ("grad_abs", self._abs), ("grad_ema", self._ema)):
             for name, value in values.items():
                 found[name][kind] = value
@@ -101,6 +116,6 @@ class GradientMemory:
         """Continue from :meth:`state_dict`."""
 
         def moved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {n: v.to(self._weights[n].parameter.device) for n, v in values.items()}
+            return {n: v.to(self._weights[n].parameter.device, copy=True) for n, v in values.items()}
 
         self._abs, self._ema = moved(state["grad_abs"]), moved(state["grad_ema"])

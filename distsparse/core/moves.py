@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,8 +15,9 @@ from distsparse.core.criteria import Criterion, magnitude, random
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
 from distsparse.ops.allocation import apportion, num_active
+from distsparse.ops.flags import count
 from distsparse.ops.schedule import Schedule
-from distsparse.ops.select import top_k_mask
+from distsparse.ops.select import top_k_counts, top_k_mask
 from distsparse.ops.structure import Structure
 
 Scope = Literal["layer", "global"]
@@ -30,7 +32,7 @@ class Context:
     before: Topology
     """as it was when the update began."""
     shapes: Mapping[str, tuple[int, ...]]
-    """output-first weight shape of each layer."""
+    """output-first weight shape of each layer, in the model's order."""
     signals: Callable[[str, str], Signals]
     """signals of (layer, purpose); the purpose keeps a drop's random numbers apart from a grow's."""
     progress: float
@@ -47,11 +49,20 @@ class Context:
         """Return the units of a layer that may be active."""
         units = self.units(name)
         rows = self.topology.allowed.get(name)
-        return torch.ones_like(units) if rows is None else rows.expand_as(units)
+        return (units.new_ones(()) if rows is None else rows).expand_as(units)
+
+    def vacant(self, name: str) -> Tensor:
+        """Return the units of a layer that are not active and may be."""
+        rows = self.topology.allowed.get(name)
+        return ~self.units(name) if rows is None else rows & ~self.units(name)
 
     def score(self, by: Criterion, name: str, purpose: str) -> Tensor:
         """Return a criterion's scores of a layer's units."""
         return by.of_units(self.signals(name, purpose), self.structure)
+
+    def of(self, name: str) -> Context:
+        """Return the context of one layer; ``shapes`` still tells its place among the others."""
+        return replace(self, topology=self.topology.of(name), before=self.before.of(name))
 
     def with_units(self, units: Mapping[str, Tensor]) -> Topology:
         """Return the topology with other active units."""
@@ -68,6 +79,8 @@ class Move:
     name: str
     apply: Callable[[Context], Topology]
     needs: frozenset[str] = frozenset()
+    local: bool = False
+    """a layer's outcome depends on no other layer's masks, so that layers may take their turns"""
 
 
 def _matrix(mask: Tensor) -> tuple[int, int]:
@@ -82,6 +95,18 @@ def run(moves: Sequence[Move], context: Context) -> Topology:
     return topology
 
 
+def by_layer(moves: Sequence[Move], context: Context) -> Iterator[Topology]:
+    """Yield each layer's own topology after the moves, which are those of :func:`run`.
+
+    From the last move that looks at several layers on, all moves run for one layer before the next, so that
+    scores and masks in between take the memory of one.
+    """
+    first_local = max((place for place, move in enumerate(moves, 1) if not move.local), default=0)
+    context = replace(context, topology=run(moves[:first_local], context))
+    for name in context.topology.masks:
+        yield run(moves[first_local:], context.of(name))
+
+
 def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
@@ -94,26 +119,30 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
     """
 
     def apply(context: Context) -> Topology:
-        whole = {name: context.units(name) for name in context.topology.masks}
-        active = dict(list(whole.items())[:-1]) if protect_last else whole
-        if not active:
-            raise ValueError(f"{', '.join(whole)}: the last layer is not pruned, and there is no other")
-        scores = {name: context.score(by, name, "prune") for name in active}
-        ranked = {n: context.score(magnitude, n, "prune") for n in active} if by is random else scores
+        masks = context.topology.masks
+        names = list(masks)[:-1] if protect_last else list(masks)
+        if not names:
+            raise ValueError(f"{', '.join(masks)}: the last layer is not pruned, and there is no other")
         layers = {
-            name: LayerUnits(context.shapes[name], units, ranked[name], context.topology.masks[name].numel())
-            for name, units in active.items()
+            name: LayerUnits(
+                shape=context.shapes[name],
+                active=context.units(name),
+                score=partial(context.score, magnitude if by is random else by, name, "prune"),
+                num_weights=masks[name].numel(),
+            )
+            for name in names
         }
         total = min(
-            num_active(sum(units.numel() for units in active.values()), context.sparsity),
+            num_active(sum(layer.active.numel() for layer in layers.values()), context.sparsity),
             sum(layer.num_active for layer in layers.values()),
         )
         counts = allocation.counts(layers, total, context.signals)
-        kept = dict(whole)
+        kept = {name: context.units(name) for name in masks}
         targets, requested = dict(context.topology.targets), dict(context.topology.requested)
-        for (name, units), count in zip(active.items(), counts, strict=True):
-            kept[name] = _best(context.structure, scores[name], count, units, context.allowed(name))
-            targets[name], requested[name] = int(kept[name].sum()), count
+        for (name, layer), wanted in zip(layers.items(), counts, strict=True):
+            score = context.score(by, name, "prune")
+            kept[name] = _best(context.structure, score, wanted, layer.active, context.allowed(name))
+            targets[name], requested[name] = count(kept[name]), wanted
         return replace(context.with_units(kept), targets=targets, requested=requested)
 
     return Move(f"prune({by.name}, {allocation.name})", apply, by.needs | allocation.needs)
@@ -129,9 +158,9 @@ def refill() -> Move:
     def apply(context: Context) -> Topology:
         topology = context.topology
         active = {name: context.units(name) for name in topology.masks}
-        room = [units.numel() - int(units.sum()) for units in active.values()]
-        wanted = num_active(sum(units.numel() for units in active.values()), context.sparsity)
-        added = wanted - sum(int(units.sum()) for units in active.values())
+        room = [units.numel() - count(units) for units in active.values()]
+        num_units = sum(units.numel() for units in active.values())
+        added = num_active(num_units, context.sparsity) - (num_units - sum(room))
         if added <= 0:
             return topology
         filled = {
@@ -140,17 +169,17 @@ def refill() -> Move:
                 active.items(), apportion(room, added, room, none_empty=False), strict=True
             )
         }
-        targets = {name: int(units.sum()) for name, units in filled.items()}
+        targets = {name: count(units) for name, units in filled.items()}
         return context.with_units(filled).with_targets(targets)
 
     return Move("refill", apply)
 
 
-def _best(structure: Structure, score: Tensor, count: int, active: Tensor, allowed: Tensor) -> Tensor:
+def _best(structure: Structure, score: Tensor, wanted: int, active: Tensor, allowed: Tensor) -> Tensor:
     if structure.group == "layer":
-        return top_k_mask(score, count, active)
-    held = structure.grouped(active, False).sum(1)
-    return structure.top_k(score, torch.minimum(structure.group_counts(count, allowed), held), active)
+        return top_k_mask(score, wanted, active)
+    counts = torch.minimum(structure.group_counts(wanted, allowed), structure.counts(active))
+    return structure.top_k(score, counts, active)
 
 
 def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
@@ -162,24 +191,24 @@ def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
     def apply(context: Context) -> Topology:
         share = fraction(context.progress)
         active = {name: context.units(name) for name in context.topology.masks}
-        scores = {name: context.score(by, name, "drop") for name in active}
-        if scope == "layer":
-            kept = {}
-            for name, units in active.items():
-                count = int(units.sum())
-                kept[name] = top_k_mask(scores[name], count - int(share * count), units)
-            return context.with_units(kept)
-        flat = torch.cat([units.reshape(-1) for units in active.values()])
-        count = int(flat.sum())
-        chosen = top_k_mask(
-            torch.cat([score.reshape(-1) for score in scores.values()]), count - int(share * count), flat
-        )
-        parts = chosen.split([units.numel() for units in active.values()])  # type: ignore[no-untyped-call]
-        return context.with_units(
-            {name: part.reshape(active[name].shape) for name, part in zip(active, parts, strict=True)}
-        )
 
-    return Move(f"drop({by.name}{', global' if scope == 'global' else ''})", apply, by.needs)
+        def scored(name: str) -> tuple[Tensor, Tensor]:
+            return context.score(by, name, "drop"), active[name]
+
+        counts = [count(units) for units in active.values()]
+        if scope == "layer":
+            counts = [num - int(share * num) for num in counts]
+        else:
+            total = sum(counts)
+            counts = top_k_counts([partial(scored, name) for name in active], total - int(share * total))
+        kept = {}
+        for name, num_kept in zip(active, counts, strict=True):
+            score, units = scored(name)
+            kept[name] = top_k_mask(score, num_kept, units)
+        return context.with_units(kept)
+
+    name = f"drop({by.name}{', global' if scope == 'global' else ''})"
+    return Move(name, apply, by.needs, local=scope == "layer")
 
 
 Share = Callable[[Signals, Tensor, Tensor], float]
@@ -235,9 +264,9 @@ def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
     if structure.group == "layer":
         return replace(topology, targets=dict(wanted), requested=dict(wanted))
     cut, targets = {}, {}
-    for name, count in wanted.items():
+    for name, number in wanted.items():
         units = context.units(name)
-        counts = structure.group_counts(count, context.allowed(name))
+        counts = structure.group_counts(number, context.allowed(name))
         held = torch.minimum(counts, structure.grouped(units, False).sum(1))
         cut[name] = structure.top_k(context.score(magnitude, name, "redistribute"), held, units)
         targets[name] = int(counts.sum())
@@ -256,7 +285,8 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
     def apply(context: Context) -> Topology:
         topology = context.topology
         masks, targets, allowed = dict(topology.masks), dict(topology.targets), dict(topology.allowed)
-        for name in list(masks)[: -1 if protect_last else None]:
+        last = list(context.shapes)[-1]
+        for name in [name for name in masks if not (protect_last and name == last)]:
             kept = context.units(name)
             vacancies = targets[name] - int(kept.sum())
             grown = top_k_mask(context.score(by, name, "grow"), vacancies, ~kept)
@@ -278,7 +308,7 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
             targets[name] = int(counts.sum())
         return replace(topology, masks=masks, targets=targets, allowed=allowed)
 
-    return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs)
+    return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs, local=True)
 
 
 def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
@@ -294,19 +324,21 @@ def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
         def filled(name: str) -> Tensor:
             active, allowed = context.units(name), context.allowed(name)
             wanted = structure.group_counts(context.topology.targets[name], allowed)
-            vacancies = wanted - structure.grouped(active, False).sum(1)
+            vacancies = wanted - structure.counts(active)
             if not bool((vacancies > 0).any()):
                 return active
             score = context.score(by, name, "grow")
-            open_ = allowed & ~active
-            first = open_ & ~structure.units(context.before.masks[name]) if exclude_dropped else open_
-            in_first = torch.minimum(vacancies, structure.grouped(first, False).sum(1))
-            grown = active | _select(structure, score, in_first, first)
-            return grown | _select(structure, score, vacancies - in_first, open_ & ~grown)
+            open_ = context.vacant(name)
+            if not exclude_dropped:
+                return _select(structure, score, vacancies, open_).logical_or_(active)
+            first = open_ & ~structure.units(context.before.masks[name])
+            in_first = torch.minimum(vacancies, structure.counts(first))
+            grown = _select(structure, score, in_first, first).logical_or_(active)
+            return _select(structure, score, vacancies - in_first, open_ & ~grown).logical_or_(grown)
 
         return context.with_units({name: filled(name) for name in context.topology.masks})
 
-    return Move(f"grow({by.name})", apply, by.needs)
+    return Move(f"grow({by.name})", apply, by.needs, local=True)
 
 
 def _select(structure: Structure, score: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:

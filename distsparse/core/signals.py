@@ -10,6 +10,21 @@ from torch import Tensor
 from distsparse.ops import counter_rng
 
 
+class _Magnitude:
+    """A field that is |grad| unless given; made when read, so that a whole model's never exist together."""
+
+    def __get__(self, signals: Signals | None, owner: type[Signals]) -> Tensor | None:
+        if signals is None:
+            return None  # the default of the field
+        given: Tensor | None = vars(signals)["grad_abs"]
+        if given is not None or signals.grad is None:
+            return given
+        return signals.grad.to(torch.promote_types(signals.grad.dtype, torch.float32)).abs()
+
+    def __set__(self, signals: Signals, value: Tensor | None) -> None:
+        vars(signals)["grad_abs"] = value
+
+
 @dataclass(frozen=True)
 class Signals:
     """The tensors of one layer, (rows, cols) unless stated.
@@ -21,8 +36,8 @@ class Signals:
     key: int
     """Key of this layer's random numbers at this step and for this move."""
     grad: Tensor | None = None
-    grad_abs: Tensor | None = None
-    """Sum of |grad| over the method's gradient window (the last step alone by default)."""
+    grad_abs: Tensor | None = _Magnitude()  # type: ignore[assignment]
+    """Sum of |grad| over the method's gradient window (the last step alone, |grad|, by default)."""
     grad_ema: Tensor | None = None
     """Exponential moving average of the gradient of every weight, active or not."""
     hessian_grad: Tensor | None = None
@@ -34,5 +49,4 @@ class Signals:
 
     def random_bits(self, shape: tuple[int, int]) -> Tensor:
         """Return 64 random bits (int64) for each of (rows, cols) units: of key and position only."""
-        index = torch.arange(shape[0] * shape[1], device=self.weight.device)
-        return counter_rng.bits(self.key, index).reshape(shape)
+        return counter_rng.first_bits(self.key, shape[0] * shape[1], self.weight.device).reshape(shape)

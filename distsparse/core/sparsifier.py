@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distsparse.core.channels import companions, zero_closed
+from distsparse.core.channels import companions
 from distsparse.core.criteria import INITIAL_SIGNALS
-from distsparse.core.events import LayerChange, Rewired, Statistics
+from distsparse.core.decision import Decision, decided
+from distsparse.core.events import Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
 from distsparse.core.growth import grown_values
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, run
+from distsparse.core.moves import Context, Move, by_layer
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
-from distsparse.core.weights import SparseWeight, bit_mask, find_weights, keep_active, unwrap
+from distsparse.core.weights import SparseWeight, find_weights, unwrap
+from distsparse.core.zeros import InactiveZeros
 from distsparse.dist import Comm, any_rank, current, verify
 from distsparse.ops import counter_rng
-from distsparse.ops.digest import mask_digest, to_hex
 
 LayerSignals = dict[str, dict[str, Tensor]]
 
@@ -114,7 +115,8 @@ class Sparsifier:
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
-        self._companions = companions(model, weights) if method.structure.tile == (1, -1) else {}
+        channels = companions(model, weights) if method.structure.tile == (1, -1) else {}
+        self._zeros = InactiveZeros(self._weights, optimizer, channels)
         self._set_topology(self._all_active())
         optimizer.register_step_post_hook(self._after_optimizer_step)
 
@@ -144,8 +146,7 @@ class Sparsifier:
 
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of a parameter's shape, True where active; None for one without inactive entries."""
-        bits = self._bits_of.get(id(parameter))
-        return None if bits is None else bits != 0
+        return self._zeros.active_entries(parameter)
 
     @property
     def weights(self) -> dict[str, SparseWeight]:
@@ -177,7 +178,7 @@ class Sparsifier:
         if needs and (batches is None or loss_fn is None):
             raise ValueError("this method's first topology needs data: pass batches and loss_fn")
         kept = list(batches) if needs and batches is not None else []
-        before = self._topology
+        before = self._topology.masks
         for round_ in range(self.method.init_rounds):
             signals: LayerSignals = {}
             if needs and loss_fn is not None:
@@ -211,13 +212,11 @@ class Sparsifier:
         assert self._round < method.rounds, "no round is left"
         moves = method.update + (method.last_round if self._round == method.rounds - 1 else ())
         event = self._rewire(moves, {}, step=self._step, sparsity=method.sparsity_of_round(self._round))
-        self.statistics.num_updates += 1
-        self.statistics.num_dropped += event.num_dropped
-        self.statistics.num_grown += event.num_grown
+        self.statistics.count(event)
         unwrap(self._model).load_state_dict(weights)
         self._optimizer.state.clear()
         self._optimizer.zero_grad()
-        self._zero_inactive()
+        self._zeros.zero_all()
         return event
 
     def step(self) -> Rewired | None:
@@ -251,15 +250,8 @@ class Sparsifier:
                 sparsity = self.method.sparsity_at(step, self._total_steps)
                 signals = self._gradients.signals(step)
                 event = self._rewire(self.method.update, signals, step=step, sparsity=sparsity)
-                self.statistics.num_updates += 1
-                self.statistics.num_dropped += event.num_dropped
-                self.statistics.num_grown += event.num_grown
-        for name, bits in self._bits.items():
-            if (gradient := self._weights[name].parameter.grad) is not None:
-                keep_active(gradient, bits)
-        for companion, closed in self._closed:
-            if companion.tensor is not None and (gradient := companion.tensor.grad) is not None:
-                gradient.masked_fill_(closed, 0)
+                self.statistics.count(event)
+        self._zeros.zero_gradients()
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -307,7 +299,7 @@ class Sparsifier:
         self.statistics = Statistics(**state["statistics"])
         self._gradients.load_state_dict(state["gradients"])
         self._set_topology(topology)
-        self._zero_inactive()
+        self._zeros.zero_all()
 
     def _all_active(self) -> Topology:
         masks = {
@@ -320,17 +312,8 @@ class Sparsifier:
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
         self._version += 1
-        self._bits = {
-            name: bit_mask(self._weights[name].unmatrix(mask), self._weights[name].parameter)
-            for name, mask in topology.masks.items()
-            if not bool(mask.all())  # a dense layer has nothing to keep at zero
-        }
-        self._bits_of = {id(self._weights[name].parameter): bits for name, bits in self._bits.items()}
-        self._closed = [
-            (companion, companion.closed(topology.masks[name]))
-            for name in self._bits
-            for companion in self._companions.get(name, ())
-        ]
+        for name, mask in topology.masks.items():
+            self._zeros.set_mask(name, mask, full=bool(mask.all()))
 
     def _rewire(
         self,
@@ -339,78 +322,66 @@ class Sparsifier:
         *,
         step: int,
         sparsity: float,
-        before: Topology | None = None,
+        before: Mapping[str, Tensor] | None = None,
     ) -> Rewired:
-        """Run moves, check counts and agreement, then apply: all ranks raise or none does.
+        """Run moves, check agreement and counts, then apply: all ranks raise or none does.
 
-        ``before`` is what the returned changes are relative to, the present topology unless given.
+        ``before`` is what the returned changes are relative to, the present masks unless given.
         """
-        now = self._topology
-        before = before or now
+        with torch.no_grad():
+            decisions = self._decide(moves, signals, step, sparsity, before or self._topology.masks)
+            device = decisions[0].digest.device  # a model may lie on several
+            stacked = torch.stack([decision.digest.to(device) for decision in decisions])
+            verify(self._comm, [decision.change.name for decision in decisions], stacked, step=step)
+            for decision in decisions:
+                decision.check()
+            for decision in decisions:
+                self._apply(decision, step)
+            self._version += 1
+        changes = tuple(decision.change for decision in decisions)
+        return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
+
+    def _decide(
+        self,
+        moves: Sequence[Move],
+        signals: LayerSignals,
+        step: int,
+        sparsity: float,
+        before: Mapping[str, Tensor],
+    ) -> list[Decision]:
+        """Run moves; nothing is changed yet."""
+        method, now = self.method, self._topology
 
         def signals_of(name: str, purpose: str) -> Signals:
             weight = self._weights[name]
             key = counter_rng.key(self._seed, step, name, purpose)
             return Signals(weight.matrix(weight.parameter.detach()), key, **signals.get(name, {}))
 
-        progress = self.method.progress(step, self._total_steps)
-        structure = self.method.structure
-        context = Context(now, now, self._shapes, signals_of, progress, sparsity, structure)
-        with torch.no_grad():
-            after = run(moves, context)
-            digests = {name: mask_digest(mask) for name, mask in after.masks.items()}
-            device = next(iter(digests.values())).device  # a model may lie on several
-            stacked = torch.stack([digest.to(device) for digest in digests.values()])
-            verify(self._comm, list(digests), stacked, step=step)
-            changes = tuple(
-                self._change(name, before.masks[name], after, int(digests[name])) for name in after.masks
-            )
-            self._set_topology(after)
-            self._zero_inactive()
-            self._start_grown(now, step)
-        return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
+        progress = method.progress(step, self._total_steps)
+        context = Context(now, now, self._shapes, signals_of, progress, sparsity, method.structure)
+        return [decided(topology, before, method.structure) for topology in by_layer(moves, context)]
 
-    def _change(self, name: str, before: Tensor, after: Topology, digest: int) -> LayerChange:
-        mask = after.masks[name]
-        nnz = int(mask.sum())
-        units = int(self.method.structure.units(mask).sum())
-        assert units == after.targets[name], f"{name}: {units} active, target {after.targets[name]}"
-        num_dropped = int((before & ~mask).sum())
-        num_before = int(before.sum())
-        return LayerChange(
-            name=name,
-            num_dropped=num_dropped,
-            num_grown=int((mask & ~before).sum()),
-            nnz=nnz,
-            num_weights=mask.numel(),
-            fraction=num_dropped / num_before if num_before else 0.0,
-            digest=to_hex(digest),
-        )
+    def _apply(self, decision: Decision, step: int) -> None:
+        """Put one layer on its new mask. The old one is let go before the next layer's is made."""
+        change = decision.change
+        starts = self.method.grow_init != "zeros"
+        before = self._topology.masks[change.name] if starts else None
+        if not self.method.skip_optimizer_step:  # a grown weight takes its first gradient at the next step
+            self._zeros.zero_gradient(change.name)
+        self._topology = decision.merged(self._topology)
+        mask = self._topology.masks[change.name]
+        self._zeros.set_mask(change.name, mask, full=change.nnz == change.num_weights)
+        self._zeros.zero(change.name)
+        if before is not None:
+            self._start_grown(change.name, before, step)
 
-    def _zero_inactive(self) -> None:
-        """Zero weights and optimizer state at inactive positions.
-
-        What was inactive before is zero already, so a newly grown position's state starts at zero as well.
-        """
-        for name, bits in self._bits.items():
-            weight = self._weights[name]
-            keep_active(weight.parameter, bits)
-            for value in self._optimizer.state.get(weight.parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.parameter.shape:
-                    keep_active(value, bits)
-        for companion, closed in self._closed:
-            zero_closed(companion, closed, self._optimizer.state)
-
-    def _start_grown(self, before: Topology, step: int) -> None:
+    def _start_grown(self, name: str, before: Tensor, step: int) -> None:
         """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""
-        if self.method.grow_init == "zeros":
-            return
-        for name, mask in self._topology.masks.items():
-            weight = self._weights[name]
-            grown = mask & ~before.masks[name]
-            key = counter_rng.key(self._seed, step, name, "grow_init")
-            values = grown_values(self.method.grow_init, grown, key, weight.parameter.dtype)
-            weight.parameter.add_(weight.unmatrix(values))
+        weight = self._weights[name]
+        grown = self._topology.masks[name] & ~before
+        key = counter_rng.key(self._seed, step, name, "grow_init")
+        values = grown_values(self.method.grow_init, grown, key, weight.parameter.dtype)
+        weight.parameter.add_(weight.unmatrix(values))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._zero_inactive()
+        self._zeros.zero_all()

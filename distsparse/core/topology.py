@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class Topology:
     def density(self) -> dict[str, float]:
         """Active fraction of each layer."""
         return {name: self.nnz(name) / mask.numel() for name, mask in self.masks.items()}
+
+    def of(self, name: str) -> Topology:
+        """Return what concerns one layer."""
+
+        def only(values: Mapping[str, T]) -> dict[str, T]:
+            return {name: values[name]} if name in values else {}
+
+        return Topology(only(self.masks), only(self.targets), only(self.allowed), only(self.requested))
 
     def with_masks(self, masks: Mapping[str, Tensor]) -> Topology:
         """Return the same targets with other masks."""

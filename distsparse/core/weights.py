@@ -112,10 +112,13 @@ def find_weights(
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def bit_mask(mask: Tensor, parameter: Tensor) -> Tensor:
-    """Return all-ones integers where ``mask`` is True and 0 elsewhere, of the parameter's size and layout."""
-    bits = torch.empty_like(parameter, dtype=_SAME_SIZE[parameter.element_size()])
-    return bits.copy_(mask).neg_()
+def bit_mask(mask: Tensor, parameter: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return all-ones integers where ``mask`` is True and 0 elsewhere, of the parameter's size and layout.
+
+    ``out`` is an earlier result for the same parameter, to be written over.
+    """
+    bits = torch.empty_like(parameter, dtype=_SAME_SIZE[parameter.element_size()]) if out is None else out
+    return bits.copy_(mask.view(torch.int8).neg())  # a byte -1 is widened to all ones
 
 
 def keep_active(tensor: Tensor, bits: Tensor) -> None:

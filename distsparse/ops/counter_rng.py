@@ -18,6 +18,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+_CACHED = 1 << 14
+"""int64 values of which a few fit into a core's cache"""
+
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
@@ -44,6 +47,17 @@ def mix(value: Tensor) -> Tensor:
 def bits(key: int, index: Tensor) -> Tensor:
     """Return 64 random bits as int64 at each int64 index: distinct for distinct indices."""
     return mix(index * _GOLDEN + key)
+
+
+def first_bits(key: int, n: int, device: torch.device) -> Tensor:
+    """Return 64 random bits as int64 at the indices 0 … n-1."""
+    found = torch.empty(n, dtype=torch.int64, device=device)
+    # Some twelve operations: on a CPU their results in between stay in the cache.
+    size = _CACHED if device.type == "cpu" else max(n, 1)
+    for start in range(0, n, size):
+        part = found[start : start + size]
+        part.copy_(bits(key, torch.arange(start, start + len(part), device=device)))
+    return found
 
 
 def uniform(key: int, index: Tensor) -> Tensor:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from distsparse.ops import counter_rng
+from distsparse.ops.packed import pack
 
 
-def mask_digest(mask: Tensor) -> Tensor:
-    """Return a 0-dim int64 digest of a bool mask of any shape.
+def mask_digest(mask: Tensor, *, first_row: int = 0) -> Tensor:
+    """Return a 0-dim int64 digest of a bool mask, (rows, cols) or one row; see :func:`packed_digest`."""
+    return packed_digest(pack(mask.reshape(1, -1) if mask.ndim < 2 else mask), first_row=first_row)
 
-    Eight flags are read as one word, so the cost is a few operations per eight weights.
+
+def packed_digest(words: Tensor, *, first_row: int = 0) -> Tensor:
+    """Return the digest of a packed mask: a sum over its words, modulo 2^64.
+
+    Args:
+        words: int64 (rows, words of a row), see :func:`~distsparse.ops.packed.pack`.
+        first_row: of a shard, its place in the whole: the digests of all shards add up to the whole's.
     """
-    flags = mask.reshape(-1).to(torch.uint8)
-    words = pad(flags, (0, -flags.numel() % 8)).view(torch.int64)
-    index = torch.arange(words.numel(), device=mask.device)
-    # Words hold 0/1 bytes only, so a sum of word and counter could collide by carries; two mixes cannot be
-    # undone by moving a flag to another word.
-    return counter_rng.mix(words ^ counter_rng.mix(index)).sum()
+    index = torch.arange(words.numel(), device=words.device).add_(first_row * words.shape[1])
+    # A sum of word and counter could collide by carries; two mixes cannot be undone by moving a flag to
+    # another word.
+    return counter_rng.mix(words.reshape(-1) ^ counter_rng.mix(index)).sum()
 
 
 def to_hex(digest: int) -> str:

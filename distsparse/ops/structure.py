@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from distsparse.ops.flags import count
+
 Pooling = Literal["sum", "norm"]
 
 
@@ -88,6 +90,12 @@ class Structure:
             return groups.reshape(units.shape[0], -1)[:, : units.shape[1]].contiguous()
         return groups.reshape(units.shape)
 
+    def counts(self, units: Tensor) -> Tensor:
+        """Return int64 (groups,): how many units of each group are set."""
+        if self.group == "layer":
+            return torch.tensor([count(units)], device=units.device)
+        return self.grouped(units, False).sum(1)
+
     def group_counts(self, target: int, allowed: Tensor) -> Tensor:
         """Return int64 (groups,): how many units each group holds.
 
@@ -98,9 +106,9 @@ class Structure:
         A layer holds the target exactly. All other groups hold the same N (rows: the fan-in), or fewer where
         fewer are allowed: the N ≥ 1 whose total is nearest to the target, of two the smaller.
         """
-        room = self.grouped(allowed, False).sum(1)
         if self.group == "layer":
-            return torch.full_like(room, target)
+            return torch.full((1,), target, device=allowed.device)
+        room = self.counts(allowed)
         if not target:
             return torch.zeros_like(room)
         # The n-th entry counts the groups with room for n units, so its running sum is the total at N = n.

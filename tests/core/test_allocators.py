@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import typing
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def layers(**scores: list[float]) -> Layers:
         name: LayerUnits(
             (1, len(values)),
             torch.ones(1, len(values), dtype=torch.bool),
-            torch.tensor([values]),
+            partial(torch.tensor, [values]),
             len(values),
         )
         for name, values in scores.items()
@@ -48,8 +49,8 @@ def test_ranked_counts(name: AllocationName, expected: list[list[int]]) -> None:
 
 def test_lamp_sums_only_what_is_active() -> None:
     active = torch.tensor([[True, False, True]])
-    a = LayerUnits((1, 3), active, torch.tensor([[3.0, 4.0, 5.0]]), 3)
-    b = LayerUnits((1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[3.0, 4.9]]), 2)
+    a = LayerUnits((1, 3), active, partial(torch.tensor, [[3.0, 4.0, 5.0]]), 3)
+    b = LayerUnits((1, 2), torch.ones(1, 2, dtype=torch.bool), partial(torch.tensor, [[3.0, 4.9]]), 2)
     # a: 9 / 34 = .265 and 1; b: 9 / 33.01 = .273 and 1. With the inactive 4 in its sum, 25 / 25 and 9 / 50.
     assert allocator("lamp").counts({"a": a, "b": b}, 3, no_signals) == [1, 2]
     assert allocator("lamp").counts({"a": a, "b": b}, 4, no_signals) == [2, 2]
@@ -63,7 +64,7 @@ def test_zero_scores_can_be_kept(name: AllocationName) -> None:
 def test_power_of_erdos_renyi() -> None:
     shapes = {"a": (4, 4), "b": (2, 8)}
     found = {
-        name: LayerUnits(shape, torch.ones(shape, dtype=torch.bool), torch.zeros(shape), 16)
+        name: LayerUnits(shape, torch.ones(shape, dtype=torch.bool), partial(torch.zeros, shape), 16)
         for name, shape in shapes.items()
     }
     # Densities 8/16 : 10/16, so 5.33 and 6.67 of 12; their roots give 5.66 and 6.34.
@@ -75,8 +76,8 @@ def test_power_of_erdos_renyi() -> None:
 def test_tiles_get_what_their_weights_would() -> None:
     # 4 × 8 in tiles of 2 × 2: 8 units; 4 × 4: 4. A quarter of all units, uniformly.
     found = {
-        "a": LayerUnits((4, 8), torch.ones(2, 4, dtype=torch.bool), torch.zeros(2, 4), 32),
-        "b": LayerUnits((4, 4), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2), 16),
+        "a": LayerUnits((4, 8), torch.ones(2, 4, dtype=torch.bool), partial(torch.zeros, 2, 4), 32),
+        "b": LayerUnits((4, 4), torch.ones(2, 2, dtype=torch.bool), partial(torch.zeros, 2, 2), 16),
     }
     assert allocator("uniform").counts(found, 3, no_signals) == [2, 1]
 
@@ -89,7 +90,7 @@ def random_layers(rng: random.Random) -> Layers:
         rows, cols = rng.randint(1, 6), rng.randint(1, 6)
         active = torch.tensor([[rng.random() < 0.8 for _ in range(cols)] for _ in range(rows)])
         score = torch.tensor([[float(rng.randint(0, 5)) for _ in range(cols)] for _ in range(rows)])
-        found[name] = LayerUnits((rows, cols * wide), active, score, rows * cols * wide)
+        found[name] = LayerUnits((rows, cols * wide), active, score.clone, rows * cols * wide)
     return found
 
 
@@ -140,7 +141,7 @@ def test_ranked_allocations_equal_brute_force() -> None:
     rng = random.Random(6)
     for _ in range(400):
         found = random_layers(rng)
-        values = [layer.score[layer.active].tolist() for layer in found.values()]
+        values = [layer.score()[layer.active].tolist() for layer in found.values()]
         total = rng.randint(0, sum(len(layer) for layer in values))
         plain = [[Fraction(value) for value in layer] for layer in values]
         assert allocator("global_magnitude").counts(found, total, no_signals) == by_rank(plain, total)

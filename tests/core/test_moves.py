@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import pytest
@@ -21,9 +22,10 @@ from distsparse.core import (
     magnitude,
     prune,
     random,
+    redistribute,
 )
 from distsparse.core.allocators import AllocationName
-from distsparse.core.moves import run
+from distsparse.core.moves import by_layer, run
 from distsparse.ops import counter_rng
 from distsparse.ops.schedule import constant, cosine
 
@@ -259,3 +261,69 @@ def test_topology_counts() -> None:
     assert topology.num_weights == 10
     assert topology.sparsity == pytest.approx(0.2)
     assert topology.density == {"a": pytest.approx(2 / 3), "b": 1.0}
+
+
+TWO = {"a": torch.arange(40).reshape(4, 10) % 3 == 0, "b": torch.arange(50).reshape(5, 10) % 2 == 0}
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        (drop(magnitude, constant(0.5)), grow(random)),
+        (drop(magnitude, constant(0.5), scope="global"), grow(random)),
+        (prune(magnitude, allocation=allocator("uniform")), drop(magnitude, constant(0.5)), grow(random)),
+        (
+            drop(magnitude, constant(0.5)),
+            redistribute("none", lambda *_: 1.0, frozenset()),
+            grow(random, exclude_dropped=True),
+        ),
+        (),
+    ],
+)
+def test_layer_by_layer_is_the_same_as_all_together(moves: tuple[Move, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(mask.shape, generator=generator) for name, mask in TWO.items()}
+    start = context(TWO, weights=weights, sparsity=0.7)
+    together, layers = run(moves, start), list(by_layer(moves, start))
+    assert [list(layer.masks) for layer in layers] == [["a"], ["b"]]
+    for layer in layers:
+        for name, mask in layer.masks.items():
+            assert torch.equal(mask, together.masks[name])
+            assert layer.targets == {name: together.targets[name]}
+
+
+def test_only_one_layers_scores_exist_at_a_time() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def score(signals: Signals) -> Tensor:
+        nonlocal most
+        value = signals.weight.abs()
+        alive.append(weakref.ref(value))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return value
+
+    tracked = Criterion("tracked", score)
+    masks = dict.fromkeys("abcdef", TWO["a"])
+    for moves in (
+        (drop(tracked, constant(0.5)), grow(tracked)),
+        (drop(tracked, constant(0.5), scope="global"), grow(tracked)),
+        (
+            prune(tracked, allocation=allocator("global_magnitude")),
+            drop(tracked, constant(0.5)),
+            grow(tracked),
+        ),
+    ):
+        list(by_layer(moves, context(masks, sparsity=0.8)))
+    assert len(alive) > 20
+    assert most <= 2  # the next is made before a loop's name lets go of the last
+
+
+def test_magnitude_of_a_gradient_is_made_when_read() -> None:
+    weight, grad = torch.zeros(1, 2), torch.tensor([[-2.0, 1.0]])
+    signals = Signals(weight, 0, grad=grad)
+    assert signals.grad_abs.tolist() == [[2.0, 1.0]]
+    assert signals.grad_abs is not signals.grad_abs
+    assert Signals(weight, 0).grad_abs is None
+    summed = torch.tensor([[5.0, 6.0]])
+    assert Signals(weight, 0, grad=grad, grad_abs=summed).grad_abs is summed

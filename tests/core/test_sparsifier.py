@@ -234,8 +234,8 @@ def test_without_the_option_the_optimizer_steps_after_an_update() -> None:
     event = sparsifier.step()
     assert not event.skip_optimizer_step
     optimizer.step()
-    # lr 1: w - (0.9 m + g); grown weights have no momentum.
-    expected = torch.tensor([[0.5 - 0.9 - 0.1, 0, 2.0], [0, -0.9 - 3.6 - 0.2, -0.5]])
+    # lr 1: w - (0.9 m + g); the grown weights in the last column take their first gradient at the next step.
+    expected = torch.tensor([[0.5 - 0.9 - 0.1, 0, 0], [0, -0.9 - 3.6 - 0.2, 0]])
     torch.testing.assert_close(layer.weight.detach(), expected)
 
 

@@ -77,7 +77,7 @@ def trained(
             optimizer.step()
         sent.append(counter.sent_bytes if counter else 0)
     return {
-        "weights": [value.double().flatten().tolist() for value in model.module.state_dict().values()],
+        "weights": [value.detach().double().flatten().tolist() for value in model.parameters()],
         "masks": [mask.flatten().tolist() for mask in sparsifier.topology.masks.values()],
         "sent": sent,
         "dense": counter.dense_bytes if counter else 0,

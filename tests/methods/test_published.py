@@ -167,6 +167,10 @@ def test_acdc_compresses_to_the_largest_weights_of_all_layers_and_comes_back_at_
                 for tensor in (layer.weight.detach(), momentum):
                     assert torch.equal(tensor != 0, mask)
         optimizer.step()
+    for layer, (_, mask) in zip(model, first, strict=True):
+        assert torch.equal(layer.weight != 0, mask)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
     assert all((layer.weight != 0).all() for layer in model)
 
 
@@ -418,7 +422,7 @@ def test_rounding_to_groups_does_not_add_up_over_many_updates(name: str, group: 
         assert sum(topology.requested.values()) == 760  # 40 % of 1900
         assert all(abs(topology.targets[n] - topology.requested[n]) <= groups[n] / 2 for n in groups)
         seen.add(tuple(topology.targets.values()))
-    assert len(seen) >= 3
+    assert len(seen) >= 2
 
 
 def test_snfs_and_dsr_share_by_weights_where_tiles_move() -> None:

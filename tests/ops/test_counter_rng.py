@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+import pytest
 import torch
 
 from distsparse.ops import counter_rng
@@ -114,3 +115,10 @@ def test_normal_has_the_normal_distribution() -> None:
         assert abs(below - quantile) < 4 * math.sqrt(quantile * (1 - quantile) / 100_000)
     neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]
     assert abs(float(neighbours)) < 0.015
+
+
+@pytest.mark.parametrize("n", [0, 1, 1 << 14, (1 << 14) + 1, 40_000])
+def test_first_bits_are_those_of_the_indices(n: int) -> None:
+    assert torch.equal(
+        counter_rng.first_bits(7, n, torch.device("cpu")), counter_rng.bits(7, torch.arange(n))
+    )

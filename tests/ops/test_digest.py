@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -36,11 +38,21 @@ def test_swapped_words_change_the_digest() -> None:
     assert len({int(mask_digest(words[order])) for order in orders}) == 9
 
 
-def test_reads_row_major_whatever_the_memory_layout() -> None:
+def test_reads_by_position_whatever_the_memory_layout() -> None:
     mask = random_mask(12, 10)
-    assert mask_digest(mask) == mask_digest(mask.reshape(-1))
     assert mask_digest(mask.t()) == mask_digest(mask.t().contiguous())
     assert mask_digest(mask.t()) != mask_digest(mask)
+    assert mask_digest(mask[0]) == mask_digest(mask[:1])
+
+
+@pytest.mark.parametrize("cols", [1, 9, 63, 64, 65, 147])
+def test_digests_of_row_shards_add_up(cols: int) -> None:
+    mask = random_mask(11, cols)
+    for cuts in ([0, 11], [0, 4, 11], [0, 1, 2, 7, 11]):
+        shards = [mask_digest(mask[a:b], first_row=a) for a, b in pairwise(cuts)]
+        assert sum(shards) == mask_digest(mask), cuts
+    halves = mask_digest(mask[:5]) + mask_digest(mask[5:])  # without their places
+    assert halves != mask_digest(mask)
 
 
 def test_is_a_scalar_word() -> None:

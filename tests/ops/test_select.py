@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distsparse.ops.select import top_k_mask
+from distsparse.ops import counter_rng, select
+from distsparse.ops.select import top_k_counts, top_k_mask
 
 
 def oracle(score: Tensor, k: int, candidates: Tensor) -> list[int]:
@@ -80,3 +81,117 @@ def test_the_arguments_are_left_as_they_are() -> None:
 def test_more_than_there_are_is_a_bug_of_the_caller(k: int) -> None:
     with pytest.raises(AssertionError, match="of 2 candidates"):
         top_k_mask(torch.zeros(3), k, torch.tensor([True, True, False]))
+
+
+LARGE = 60_000
+"""candidates enough for a bound from a sample"""
+KINDS = {
+    "normal": lambda generator: torch.randn(LARGE, generator=generator),
+    "few values": lambda generator: torch.randint(-2, 3, (LARGE,), generator=generator).float(),
+    "constant": lambda generator: torch.full((LARGE,), 1.5),
+    "mostly zero": lambda generator: torch.randn(LARGE, generator=generator).clamp(min=1.2) - 1.2,
+    "infinities": lambda generator: (
+        torch.randn(LARGE, generator=generator).reciprocal() / (torch.rand(LARGE, generator=generator) > 0.2)
+    ),
+    "sorted": lambda generator: torch.arange(LARGE).float(),
+    "a few outliers": lambda generator: (torch.arange(LARGE) == 777).float() * 9,
+}
+
+
+def stable_top(score: Tensor, k: int, candidates: Tensor) -> Tensor:
+    """The mask of the k best candidates, by a stable sort."""
+    pool = candidates.nonzero().squeeze(1)
+    order = torch.sort(score[pool].double(), descending=True, stable=True).indices
+    mask = torch.zeros_like(candidates)
+    mask[pool[order[:k]]] = True
+    return mask
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.1])
+def test_large_layers_equal_a_stable_sort(kind: str, dtype: torch.dtype, share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = KINDS[kind](generator).to(dtype)
+    candidates = torch.rand(LARGE, generator=generator) < share
+    num = int(candidates.sum())
+    for k in (1, num // 30, num // 2, num - num // 30, num - 1):
+        mask = top_k_mask(score.reshape(200, 300), k, candidates.reshape(200, 300))
+        assert torch.equal(mask.reshape(-1), stable_top(score, k, candidates)), k
+
+
+@pytest.mark.parametrize("k", [3_000, 57_000])
+def test_a_sample_that_misleads_costs_time_only(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = torch.randn(LARGE, generator=torch.Generator().manual_seed(1))
+    everything = torch.ones(LARGE, dtype=torch.bool)
+    calls = []
+    for wrong in (-5.0, 0.0, 5.0):
+        bounds = torch.tensor(wrong), torch.tensor(wrong)
+        monkeypatch.setattr(select, "_bracket", lambda *_, bounds=bounds: calls.append(1) or bounds)
+        assert torch.equal(top_k_mask(score, k, everything), stable_top(score, k, everything)), wrong
+        halves = [lambda half=half: (half, half == half) for half in score.split(LARGE // 2)]
+        chosen = stable_top(score, k, everything).split(LARGE // 2)
+        assert top_k_counts(halves, k) == [int(half.sum()) for half in chosen]
+    assert len(calls) == 6
+
+
+def test_a_large_layer_ranks_few_of_its_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked = []
+    best = select._best
+    monkeypatch.setattr(select, "_best", lambda scores, k: ranked.append(len(scores)) or best(scores, k))
+    score = torch.randn(1_000_000, generator=torch.Generator().manual_seed(2))
+    top_k_mask(score, 30_000, torch.ones(1_000_000, dtype=torch.bool))
+    top_k_mask(score, 970_000, torch.ones(1_000_000, dtype=torch.bool))
+    assert len(ranked) == 2
+    assert max(ranked) < 45_000
+
+
+@pytest.mark.parametrize("place", [0, 12_345, LARGE - 1])
+@pytest.mark.parametrize("k", [0, 10, LARGE // 2, LARGE - 20, LARGE - 1])
+def test_one_nan_in_a_large_layer_is_found(place: int, k: int) -> None:
+    score = torch.randn(LARGE, generator=torch.Generator().manual_seed(3))
+    score[place] = float("nan")
+    everything = torch.ones(LARGE, dtype=torch.bool)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        top_k_mask(score, k, everything)
+    everything[place] = False
+    assert torch.equal(top_k_mask(score, k, everything), stable_top(score, k, everything))
+
+
+def test_random_words_of_a_large_layer() -> None:
+    score = counter_rng.bits(5, torch.arange(LARGE))
+    order = sorted(range(LARGE), key=lambda i: (-int(score[i]), i))
+    for k in (1_000, LARGE - 1_000):
+        mask = top_k_mask(score, k, torch.ones(LARGE, dtype=torch.bool))
+        assert selected(mask) == sorted(order[:k])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_over_parts_are_those_of_one_whole(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = KINDS[kind](generator)
+    candidates = torch.rand(LARGE, generator=generator) < 0.8
+    sizes = [10, 40_000, 1, LARGE - 40_011]
+    scores, open_ = score.split(sizes), candidates.split(sizes)
+    parts = [lambda i=i: (scores[i].reshape(1, -1), open_[i].reshape(1, -1)) for i in range(4)]
+    num = int(candidates.sum())
+    for k in (0, 1, num // 30, num // 2, num - 1, num):
+        chosen = stable_top(score, k, candidates)
+        assert top_k_counts(parts, k) == [int(part.sum()) for part in chosen.split(sizes)], k
+
+
+def test_counts_over_parts_of_different_precision() -> None:
+    # 1 + 2^-10 is 1 in bfloat16: bounds are compared in the wider of the two.
+    fine = torch.linspace(1 - 2**-9, 1 + 2**-9, LARGE)
+    coarse = torch.ones(LARGE, dtype=torch.bfloat16)
+    everything = torch.ones(LARGE, dtype=torch.bool)
+    num_above = int((fine > 1).sum())
+    parts = [lambda: (coarse, everything), lambda: (fine, everything)]
+    assert top_k_counts(parts, num_above + 5) == [5, num_above]
+
+
+def test_nan_in_any_part_is_an_error() -> None:
+    bad = torch.tensor([1.0, float("nan")])
+    parts = [lambda: (torch.ones(2), torch.ones(2) > 0), lambda: (bad, torch.ones(2) > 0)]
+    with pytest.raises(FloatingPointError, match="NaN"):
+        top_k_counts(parts, 1)
