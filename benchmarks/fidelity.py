@@ -154,7 +154,7 @@ def label(config: RunConfig) -> str:
             return "imp" if params["prune_fraction"] == 0.2 else "imp, 50 % a round"
         case "lottery":
             return "imp, shuffle" if params["shuffle_masks"] else "imp, reinit"
-        case "gmp" | "rigl" | "set" | "static" | "snfs" | "granet" | "srigl":
+        case "gmp" | "rigl" | "set" | "static" | "snfs" | "granet" | "srigl" | "dsr" | "mest":
             return f"{name} ({params['allocation'].replace('_magnitude', '')})"
         case _:
             return name
