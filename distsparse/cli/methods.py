@@ -63,7 +63,10 @@ _PREFACE = """\
 
 Written by `distsparse.cli.methods.to_markdown()` from the methods themselves; `distsparse methods` prints the
 same parameters. A method is a composition of moves: its *first topology* is chosen before the first step, its
-*update* runs every `delta_T` steps until `T_end`. The moves are those of the default parameters."""
+*update* runs every `delta_T` steps until `T_end`. The moves are those of the default parameters.
+
+Top-KAST (arXiv:2106.03517) is not among them: it trains more weights than its forward pass uses, so that
+weights outside of the forward mask are not zero. That takes two masks; here an inactive weight is zero."""
 
 
 def _section(entry: Entry[Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import AllocationName, Sparsifier
-from distsparse.dist import ProcessGroupComm, TopologyMismatch, any_rank, current, verify
+from distsparse.dist import ProcessGroupComm, TopologyMismatch, any_rank, current, reduce_active, verify
 from distsparse.methods import rigl, set_, static
 from distsparse.ops.digest import mask_digest
 
@@ -59,7 +59,7 @@ def masks_of(sparsifier: Sparsifier) -> dict[str, list[int]]:
     return {name: mask.flatten().int().tolist() for name, mask in sparsifier.topology.masks.items()}
 
 
-def train_rigl(rank: int, num_ranks: int, dtype: torch.dtype) -> Json:
+def train_rigl(rank: int, num_ranks: int, dtype: torch.dtype, *, hook: bool = False) -> Json:
     """Train on this rank's share of each global batch; return masks after every update."""
     model: nn.Module = network(dtype)
     if num_ranks > 1:
@@ -67,6 +67,9 @@ def train_rigl(rank: int, num_ranks: int, dtype: torch.dtype) -> Json:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     method = rigl(sparsity=0.8, delta_T=3, T_end=1.0, alpha_schedule="constant", grad_accumulation=2)
     sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=STEPS, seed=0)
+    if hook:
+        assert isinstance(model, DistributedDataParallel)
+        reduce_active(model, sparsifier)
     sparsifier.initialize()
     history = [masks_of(sparsifier)]
     for step in range(STEPS):
@@ -207,6 +210,21 @@ def test_ranks_and_one_process_choose_the_same_topology(two_ranks: list[Json]) -
 def test_in_single_precision_ranks_agree_and_all_but_match_one_process(two_ranks: list[Json]) -> None:
     assert two_ranks[0]["float32"] == two_ranks[1]["float32"]
     assert agreement(two_ranks[0]["float32"], train_rigl(0, 1, torch.float32)) >= 0.999
+
+
+def four_rank_scenarios(rank: int) -> Json:
+    return {
+        "float64": train_rigl(rank, 4, torch.float64),
+        "active entries": train_rigl(rank, 4, torch.float64, hook=True),
+        "float32": train_rigl(rank, 4, torch.float32, hook=True),
+    }
+
+
+def test_four_ranks_choose_it_as_well(tmp_path: Path) -> None:
+    results = run_ranks(four_rank_scenarios, 4, tmp_path)
+    assert all(result == results[0] for result in results)
+    assert results[0]["float64"] == results[0]["active entries"] == train_rigl(0, 1, torch.float64)
+    assert agreement(results[0]["float32"], train_rigl(0, 1, torch.float32)) >= 0.999
 
 
 def test_growth_is_by_the_magnitude_of_the_mean_gradient(two_ranks: list[Json]) -> None:
