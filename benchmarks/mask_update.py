@@ -139,7 +139,9 @@ def our_update(method: Method, model: nn.Module, optimizer: torch.optim.Optimize
     def prepare() -> None:
         for weight, gradient in zip(model.parameters(), gradients, strict=True):
             assert weight.grad is not None
-            weight.grad.copy_(gradient)  # the last step has masked it
+            # The last step has masked it; and what the same one grows would be dropped and grown again.
+            gradient.copy_(gradient.roll(1, 0))
+            weight.grad.copy_(gradient)
 
     def update() -> None:
         sparsifier._step = STEP

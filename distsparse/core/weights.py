@@ -39,6 +39,15 @@ class SparseWeight:
         """Return a (rows, cols) matrix in the parameter's shape."""
         return matrix.t() if self.transposed else matrix.reshape(self.parameter.shape)
 
+    def fill(self, tensor: Tensor, index: Tensor, value: float) -> None:
+        """Set entries of a tensor of the parameter's shape in place, at flat indices of its matrix."""
+        tensor = tensor.detach()
+        if tensor.is_contiguous() and not self.transposed:
+            tensor.view(-1).index_fill_(0, index, value)
+        else:
+            place = torch.unravel_index(index, self.shape)
+            tensor[place[::-1] if self.transposed else place] = value
+
 
 def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield (attribute, parameter, transposed) of the weights a module may have sparsified."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from distsparse.core.channels import Companion, zero_closed
 from distsparse.core.weights import SparseWeight, bit_mask, keep_active
+from distsparse.ops.flags import count, places
+
+_MANY = 8
+"""a change of more than one entry in as many is made in a sweep over all"""
 
 
 class InactiveZeros:
@@ -40,6 +44,26 @@ class InactiveZeros:
             self._bits[name] = bit_mask(weight.unmatrix(mask), weight.parameter, out=old)
             self._closed[name] = [(each, each.closed(mask)) for each in self._companions.get(name, ())]
 
+    def move_mask(self, name: str, mask: Tensor, before: Tensor, *, full: bool) -> None:
+        """Take over a layer's mask after another; zero weights and optimizer state where the two differ.
+
+        All else that is inactive is zero already. Where many differ, everything is gone through.
+        """
+        differ = mask ^ before
+        if full or name not in self._bits or count(differ) > differ.numel() // _MANY:
+            self.set_mask(name, mask, full=full)
+            self.zero(name)
+            return
+        weight, bits = self._weights[name], self._bits[name]
+        changed = places(differ)
+        grown = mask.reshape(-1).index_select(0, changed)
+        weight.fill(bits, changed[places(grown)], -1)
+        weight.fill(bits, changed[places(~grown)], 0)
+        for tensor in self._tensors(weight.parameter):
+            weight.fill(tensor, changed, 0)
+        self._closed[name] = [(each, each.closed(mask)) for each in self._companions.get(name, ())]
+        self._zero_closed(name)
+
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of a parameter's shape, True where active; None where nothing is inactive."""
         bits = self._bits.get(self._names.get(id(parameter), ""))
@@ -57,11 +81,18 @@ class InactiveZeros:
         """
         if (bits := self._bits.get(name)) is None:
             return
-        parameter = self._weights[name].parameter
-        keep_active(parameter, bits)
+        for tensor in self._tensors(self._weights[name].parameter):
+            keep_active(tensor, bits)
+        self._zero_closed(name)
+
+    def _tensors(self, parameter: Tensor) -> Iterator[Tensor]:
+        """Yield a parameter and its optimizer state of the same shape."""
+        yield parameter
         for value in self._optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                keep_active(value, bits)
+                yield value
+
+    def _zero_closed(self, name: str) -> None:
         for companion, closed in self._closed[name]:
             zero_closed(companion, closed, self._optimizer.state)
 

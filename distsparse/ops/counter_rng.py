@@ -49,14 +49,15 @@ def bits(key: int, index: Tensor) -> Tensor:
     return mix(index * _GOLDEN + key)
 
 
-def first_bits(key: int, n: int, device: torch.device) -> Tensor:
-    """Return 64 random bits as int64 at the indices 0 … n-1."""
-    found = torch.empty(n, dtype=torch.int64, device=device)
+def bits_between(key: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """Return 64 random bits as int64 at the indices start … stop-1."""
+    n = stop - start
+    found = torch.arange(start, stop, device=device)
     # Some twelve operations: on a CPU their results in between stay in the cache.
     size = _CACHED if device.type == "cpu" else max(n, 1)
-    for start in range(0, n, size):
-        part = found[start : start + size]
-        part.copy_(bits(key, torch.arange(start, start + len(part), device=device)))
+    for first in range(0, n, size):
+        part = found[first : first + size]
+        part.copy_(bits(key, part))
     return found
 
 
