@@ -213,12 +213,14 @@ def peak_extra_bytes(function: Update, device: torch.device) -> int:
         function()
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()  # so that the profiler knows the masks that the next call lets go
-        prepare()
         tracemalloc.start()
+        function()  # so that both know the masks that the next call lets go
+        prepare()
+        tracemalloc.reset_peak()
+        held_before, _ = tracemalloc.get_traced_memory()
         with record_function("measured"):
             function()
-        _, numpy_bytes = tracemalloc.get_traced_memory()
+        numpy_bytes = tracemalloc.get_traced_memory()[1] - held_before
         tracemalloc.stop()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     start = next(event.start_ns() for event in events if event.name() == "measured")

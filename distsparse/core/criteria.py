@@ -44,7 +44,7 @@ class Criterion:
         return _ties_at_random(scores, signals) if self.random_ties else scores
 
     def scores(self, signals: Signals, structure: Structure) -> Scores:
-        """Return the scores of :meth:`of_units`, made when they are asked for where the criterion allows it."""
+        """Return the scores of :meth:`of_units`, made when asked for where the criterion allows it."""
         if self is random:
             return signals.random_bits_at
         if not self.elementwise or structure.tile != (1, 1) or self.random_ties:

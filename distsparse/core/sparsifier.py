@@ -364,13 +364,17 @@ class Sparsifier:
     def _apply(self, decision: Decision, step: int) -> None:
         """Put one layer on its new mask. The old one is let go before the next layer's is made."""
         change = decision.change
-        before = self._topology.masks[change.name]
-        if change.num_grown and not self.method.skip_optimizer_step:  # a grown weight takes its first gradient at the next step
+        starts = self.method.grow_init != "zeros"
+        before = self._topology.masks[change.name] if starts else None
+        if (
+            change.num_grown and not self.method.skip_optimizer_step
+        ):  # a grown weight takes its first gradient at the next step
             self._zeros.zero_gradient(change.name)
         self._topology = decision.merged(self._topology)
         mask = self._topology.masks[change.name]
-        self._zeros.move_mask(change.name, mask, before, full=change.nnz == change.num_weights)
-        if self.method.grow_init != "zeros":
+        self._zeros.set_mask(change.name, mask, full=change.nnz == change.num_weights)
+        self._zeros.zero(change.name)
+        if before is not None:
             self._start_grown(change.name, before, step)
 
     def _start_grown(self, name: str, before: Tensor, step: int) -> None:

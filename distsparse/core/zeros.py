@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from distsparse.core.channels import Companion, zero_closed
-from distsparse.core.weights import SparseWeight, bit_mask, keep_active
-from distsparse.ops.flags import count, places
-
-_MANY = 8
-"""a change of more than one entry in as many is made in a sweep over all"""
+from distsparse.core.weights import SparseWeight, keep_active
 
 
 class InactiveZeros:
@@ -32,46 +28,24 @@ class InactiveZeros:
         self._optimizer = optimizer
         self._companions = companions
         self._names = {id(weight.parameter): name for name, weight in weights.items()}
-        self._bits: dict[str, Tensor] = {}
+        self._masks: dict[str, Tensor] = {}
         self._closed: dict[str, list[tuple[Companion, Tensor]]] = {}
 
     def set_mask(self, name: str, mask: Tensor, *, full: bool) -> None:
         """Take over a layer's mask, bool (rows, cols); ``full`` where nothing in it is inactive."""
-        old = self._bits.pop(name, None)
+        self._masks.pop(name, None)
         self._closed.pop(name, None)
         if not full:
-            weight = self._weights[name]
-            self._bits[name] = bit_mask(weight.unmatrix(mask), weight.parameter, out=old)
+            self._masks[name] = self._weights[name].laid_out(mask)
             self._closed[name] = [(each, each.closed(mask)) for each in self._companions.get(name, ())]
-
-    def move_mask(self, name: str, mask: Tensor, before: Tensor, *, full: bool) -> None:
-        """Take over a layer's mask after another; zero weights and optimizer state where the two differ.
-
-        All else that is inactive is zero already. Where many differ, everything is gone through.
-        """
-        differ = mask ^ before
-        if full or name not in self._bits or count(differ) > differ.numel() // _MANY:
-            self.set_mask(name, mask, full=full)
-            self.zero(name)
-            return
-        weight, bits = self._weights[name], self._bits[name]
-        changed = places(differ)
-        grown = mask.reshape(-1).index_select(0, changed)
-        weight.fill(bits, changed[places(grown)], -1)
-        weight.fill(bits, changed[places(~grown)], 0)
-        for tensor in self._tensors(weight.parameter):
-            weight.fill(tensor, changed, 0)
-        self._closed[name] = [(each, each.closed(mask)) for each in self._companions.get(name, ())]
-        self._zero_closed(name)
 
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of a parameter's shape, True where active; None where nothing is inactive."""
-        bits = self._bits.get(self._names.get(id(parameter), ""))
-        return None if bits is None else bits != 0
+        return self._masks.get(self._names.get(id(parameter), ""))
 
     def zero_all(self) -> None:
         """Zero all layers' weights and optimizer state."""
-        for name in self._bits:
+        for name in self._masks:
             self.zero(name)
 
     def zero(self, name: str) -> None:
@@ -79,26 +53,19 @@ class InactiveZeros:
 
         What was inactive before is zero already, so a newly grown position starts at zero as well.
         """
-        if (bits := self._bits.get(name)) is None:
+        if (mask := self._masks.get(name)) is None:
             return
-        for tensor in self._tensors(self._weights[name].parameter):
-            keep_active(tensor, bits)
-        self._zero_closed(name)
-
-    def _tensors(self, parameter: Tensor) -> Iterator[Tensor]:
-        """Yield a parameter and its optimizer state of the same shape."""
-        yield parameter
+        parameter = self._weights[name].parameter
+        keep_active(parameter, mask)
         for value in self._optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                yield value
-
-    def _zero_closed(self, name: str) -> None:
+                keep_active(value, mask)
         for companion, closed in self._closed[name]:
             zero_closed(companion, closed, self._optimizer.state)
 
     def zero_gradients(self) -> None:
         """Zero all layers' gradients."""
-        for name in self._bits:
+        for name in self._masks:
             self.zero_gradient(name)
             for companion, closed in self._closed[name]:
                 if companion.tensor is not None and (gradient := companion.tensor.grad) is not None:
@@ -107,5 +74,5 @@ class InactiveZeros:
     def zero_gradient(self, name: str) -> None:
         """Zero the gradient of a layer's weight."""
         gradient = self._weights[name].parameter.grad
-        if gradient is not None and name in self._bits:
-            keep_active(gradient, self._bits[name])
+        if gradient is not None and name in self._masks:
+            keep_active(gradient, self._masks[name])

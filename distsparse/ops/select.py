@@ -3,8 +3,8 @@
 ``torch.topk`` promises neither an order of ties nor the same choice on two devices, so a tie could give two
 ranks different masks.
 
-A sample bounds the threshold, and only the candidates on the smaller side of the bound are ranked. The sample
-decides the cost and nothing else: counts tell whether the bound holds; if not, all candidates are ranked.
+A sample bounds the threshold from both sides, and only the candidates between the bounds are ranked. The
+sample decides the cost and nothing else: counts tell whether the bounds hold; if not, all are ranked.
 
 Scores are asked for a range at a time, so that on a CPU they are made, compared and let go within the cache.
 """
@@ -21,13 +21,11 @@ from torch import Tensor
 from distsparse.ops.flags import above, at, below, count, kth_largest, places
 
 Scores = Callable[[slice | Tensor], Tensor]
-"""The scores of a range of flat (row-major) indices, or at int64 indices: the same however they are asked for"""
+"""The scores of a range of flat (row-major) indices, or at int64 indices; the same either way"""
 
 Scored = tuple[Tensor | Scores, Tensor]
 """scores, and bool candidates of their shape"""
 
-_FEW = 1 << 14
-"""candidates that are ranked without a bound"""
 _SAMPLED_OF_MANY = 256
 _CACHED = 1 << 17
 """candidates whose scores fit into a core's cache"""
@@ -113,9 +111,7 @@ def _ranges(open_: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, len(open_)))
 
 
-def _split(
-    scores: Scores, open_: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _split(scores: Scores, open_: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return flags of the candidates above ``high``; index and score of those that are not below ``low``."""
     low, high = low.to(open_.device), high.to(open_.device)
     chosen, where, between = torch.empty_like(open_), [], []
@@ -152,14 +148,14 @@ def _sampled(scores: Scores, open_: Tensor, num: int) -> Tensor:
 
 
 def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return bounds that all but surely hold the least score of the best ``share`` of the candidates.
+    """Return bounds that nearly always hold the least score of the best ``share`` of the candidates.
 
-    Four standard deviations of a rank in the sample to either side; no bound where that is past its end, or
+    Three standard deviations of a rank in the sample to either side; no bound where that is past its end, or
     where the sample has a NaN.
     """
     num = len(sample)
     rank = share * num
-    margin = 4 * math.sqrt(rank * (1 - share)) + 2
+    margin = 3 * math.sqrt(rank * (1 - share)) + 2
     low, high = _unbounded(sample)
     if sample.is_floating_point() and bool(sample.isnan().any()):
         return low, high
