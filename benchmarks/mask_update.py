@@ -139,7 +139,9 @@ def our_update(method: Method, model: nn.Module, optimizer: torch.optim.Optimize
     def prepare() -> None:
         for weight, gradient in zip(model.parameters(), gradients, strict=True):
             assert weight.grad is not None
-            weight.grad.copy_(gradient)  # the last step has masked it
+            # The last step has masked it; and what the same one grows would be dropped and grown again.
+            gradient.copy_(gradient.roll(1, 0))
+            weight.grad.copy_(gradient)
 
     def update() -> None:
         sparsifier._step = STEP
@@ -211,12 +213,14 @@ def peak_extra_bytes(function: Update, device: torch.device) -> int:
         function()
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()  # so that the profiler knows the masks that the next call lets go
-        prepare()
         tracemalloc.start()
+        function()  # so that both know the masks that the next call lets go
+        prepare()
+        tracemalloc.reset_peak()
+        held_before, _ = tracemalloc.get_traced_memory()
         with record_function("measured"):
             function()
-        _, numpy_bytes = tracemalloc.get_traced_memory()
+        numpy_bytes = tracemalloc.get_traced_memory()[1] - held_before
         tracemalloc.stop()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     start = next(event.start_ns() for event in events if event.name() == "measured")

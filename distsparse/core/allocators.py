@@ -16,7 +16,7 @@ from distsparse.ops import allocation
 from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
 from distsparse.ops.curves import from_curves
 from distsparse.ops.flags import count
-from distsparse.ops.select import Scored, top_k_counts
+from distsparse.ops.select import Scored, Scores, flat_scores, top_k_counts
 
 UpdateAllocationName = Literal[
     "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
@@ -35,9 +35,9 @@ class LayerUnits:
     """output-first weight shape"""
     active: Tensor
     """bool (unit rows, unit cols)"""
-    score: Callable[[], Tensor]
-    """of each unit: the prune's, or the magnitude where that is random; made anew at each call, for it is as
-    large as the weight"""
+    score: Callable[[], Tensor | Scores]
+    """of each unit: the prune's, or the magnitude where that is random; made anew at each call, for it may be
+    as large as the weight"""
     num_weights: int
 
     @property
@@ -151,11 +151,11 @@ def _by_lamp(layers: Layers, total: int) -> list[int]:
 
 def _lamp(layer: LayerUnits) -> Tensor:
     """Return score² over the sum of squares of all units not smaller (LAMP, arXiv:2010.07611, eq. 4)."""
-    score = layer.score()
-    squares = score.to(torch.float64).square().masked_fill(~layer.active, 0).reshape(-1)
+    scores, active = flat_scores((layer.score(), layer.active))
+    squares = scores(slice(0, len(active))).to(torch.float64).square().masked_fill(~active, 0)
     order = torch.argsort(squares, stable=True)
     ascending = squares[order]
     # From the largest down, so that the sum at a unit holds it and everything above it.
     above = ascending.flip(0).cumsum(0).flip(0)
     ratio = torch.where(above > 0, ascending / above.clamp(min=math.ulp(0.0)), 0.0)
-    return torch.empty_like(squares).scatter_(0, order, ratio).reshape(score.shape)
+    return torch.empty_like(squares).scatter_(0, order, ratio)

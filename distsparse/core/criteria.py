@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from distsparse.core.signals import Signals
+from distsparse.ops.flags import at
+from distsparse.ops.select import Scores
 from distsparse.ops.structure import Pooling, Structure
 
 INITIAL_SIGNALS = frozenset({"grad", "grad_abs", "hessian_grad", "flow", "loss_curve"})
@@ -29,6 +32,8 @@ class Criterion:
     """how a tile's score comes from its weights'"""
     random_ties: bool = False
     """equal scores are ranked at random, not by index"""
+    elementwise: bool = False
+    """a weight's score depends on that weight's own signals alone, so it can be made for a few of them"""
 
     def of_units(self, signals: Signals, structure: Structure) -> Tensor:
         """Return the scores of a layer's units, (unit rows, unit cols)."""
@@ -37,6 +42,15 @@ class Criterion:
             return signals.random_bits((rows, cols))
         scores = structure.pool(self.score(signals), self.pooling)
         return _ties_at_random(scores, signals) if self.random_ties else scores
+
+    def scores(self, signals: Signals, structure: Structure) -> Scores:
+        """Return the scores of :meth:`of_units`, made when asked for where the criterion allows it."""
+        if self is random:
+            return signals.random_bits_at
+        if not self.elementwise or structure.tile != (1, 1) or self.random_ties:
+            return partial(at, self.of_units(signals, structure).reshape(-1))
+        flat = signals.flat()
+        return lambda index: self.score(flat.at(index))
 
 
 def _ties_at_random(scores: Tensor, signals: Signals) -> Tensor:
@@ -56,7 +70,7 @@ def _present(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-magnitude = Criterion("magnitude", lambda signals: signals.weight.abs())
+magnitude = Criterion("magnitude", lambda signals: signals.weight.abs(), elementwise=True)
 """|w|; a tile's is its L1 norm: what SET, RigL and magnitude pruning keep."""
 
 random = Criterion(
@@ -65,17 +79,28 @@ random = Criterion(
 """Uniform among the candidates, without replacement."""
 
 gradient = Criterion(
-    "gradient", lambda signals: _present(signals.grad_abs), frozenset({"grad_abs"}), pooling="norm"
+    "gradient",
+    lambda signals: _present(signals.grad_abs),
+    frozenset({"grad_abs"}),
+    pooling="norm",
+    elementwise=True,
 )
 """|mean over the global batch of ∂L/∂w|: reduced first, then the magnitude (RigL, section 3)."""
 
 momentum = Criterion(
-    "momentum", lambda signals: _present(signals.grad_ema).abs(), frozenset({"grad_ema"}), pooling="norm"
+    "momentum",
+    lambda signals: _present(signals.grad_ema).abs(),
+    frozenset({"grad_ema"}),
+    pooling="norm",
+    elementwise=True,
 )
 """|exponential moving average of the gradient| (SNFS, Dettmers and Zettlemoyer 2019, arXiv:1907.04840)."""
 
 saliency = Criterion(
-    "saliency", lambda signals: (_present(signals.grad) * signals.weight).abs(), frozenset({"grad"})
+    "saliency",
+    lambda signals: (_present(signals.grad) * signals.weight).abs(),
+    frozenset({"grad"}),
+    elementwise=True,
 )
 """|g · w|, the connection sensitivity of SNIP (Lee et al. 2019, arXiv:1810.02340, equation 3)."""
 
@@ -83,6 +108,7 @@ gradient_flow = Criterion(
     "gradient_flow",
     lambda signals: signals.weight * _present(signals.hessian_grad),
     frozenset({"hessian_grad"}),
+    elementwise=True,
 )
 """w · Hg: what GraSP keeps most of, the opposite of its removal score -w·Hg sorted ascending.
 
@@ -91,7 +117,10 @@ removal reduces the gradient flow least.
 """
 
 synaptic_flow = Criterion(
-    "synaptic_flow", lambda signals: _present(signals.flow) * signals.weight.abs(), frozenset({"flow"})
+    "synaptic_flow",
+    lambda signals: _present(signals.flow) * signals.weight.abs(),
+    frozenset({"flow"}),
+    elementwise=True,
 )
 """|w| ∂R/∂|w| with absolute weights and a constant input (SynFlow, arXiv:2006.05467, eq. 2)."""
 
@@ -102,4 +131,5 @@ def magnitude_and_gradient(weight_of_gradient: float) -> Criterion:
         "magnitude_and_gradient",
         lambda signals: signals.weight.abs() + weight_of_gradient * _present(signals.grad_abs),
         frozenset({"grad_abs"}),
+        elementwise=True,
     )

@@ -17,7 +17,7 @@ from distsparse.core.topology import Topology
 from distsparse.ops.allocation import apportion, num_active
 from distsparse.ops.flags import count
 from distsparse.ops.schedule import Schedule
-from distsparse.ops.select import top_k_counts, top_k_mask
+from distsparse.ops.select import Scored, Scores, top_k_counts, top_k_mask
 from distsparse.ops.structure import Structure
 
 Scope = Literal["layer", "global"]
@@ -56,9 +56,16 @@ class Context:
         rows = self.topology.allowed.get(name)
         return ~self.units(name) if rows is None else rows & ~self.units(name)
 
-    def score(self, by: Criterion, name: str, purpose: str) -> Tensor:
+    def scores(self, by: Criterion, name: str, purpose: str) -> Scores:
         """Return a criterion's scores of a layer's units."""
-        return by.of_units(self.signals(name, purpose), self.structure)
+        return by.scores(self.signals(name, purpose), self.structure)
+
+    def best(self, by: Criterion, name: str, purpose: str, counts: Tensor, candidates: Tensor) -> Tensor:
+        """Return the best candidates of each group of a layer, by a criterion."""
+        if self.structure.group == "layer":
+            return top_k_mask(self.scores(by, name, purpose), int(counts), candidates)
+        score = by.of_units(self.signals(name, purpose), self.structure)
+        return self.structure.top_k(score, counts, candidates)
 
     def of(self, name: str) -> Context:
         """Return the context of one layer; ``shapes`` still tells its place among the others."""
@@ -81,6 +88,8 @@ class Move:
     needs: frozenset[str] = frozenset()
     local: bool = False
     """a layer's outcome depends on no other layer's masks, so that layers may take their turns"""
+    parts: tuple[Move, ...] = ()
+    """moves that it consists of, where these differ in that"""
 
 
 def _matrix(mask: Tensor) -> tuple[int, int]:
@@ -101,6 +110,7 @@ def by_layer(moves: Sequence[Move], context: Context) -> Iterator[Topology]:
     From the last move that looks at several layers on, all moves run for one layer before the next, so that
     scores and masks in between take the memory of one.
     """
+    moves = [part for move in moves for part in move.parts or (move,)]
     first_local = max((place for place, move in enumerate(moves, 1) if not move.local), default=0)
     context = replace(context, topology=run(moves[:first_local], context))
     for name in context.topology.masks:
@@ -118,16 +128,19 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
         ValueError: on a run, the only layer is protected.
     """
 
-    def apply(context: Context) -> Topology:
-        masks = context.topology.masks
-        names = list(masks)[:-1] if protect_last else list(masks)
+    def pruned(context: Context) -> list[str]:
+        last = list(context.shapes)[-1]
+        return [name for name in context.topology.masks if not (protect_last and name == last)]
+
+    def allocate(context: Context) -> Topology:
+        masks, names = context.topology.masks, pruned(context)
         if not names:
             raise ValueError(f"{', '.join(masks)}: the last layer is not pruned, and there is no other")
         layers = {
             name: LayerUnits(
                 shape=context.shapes[name],
                 active=context.units(name),
-                score=partial(context.score, magnitude if by is random else by, name, "prune"),
+                score=partial(context.scores, magnitude if by is random else by, name, "prune"),
                 num_weights=masks[name].numel(),
             )
             for name in names
@@ -136,16 +149,23 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
             num_active(sum(layer.active.numel() for layer in layers.values()), context.sparsity),
             sum(layer.num_active for layer in layers.values()),
         )
-        counts = allocation.counts(layers, total, context.signals)
-        kept = {name: context.units(name) for name in masks}
-        targets, requested = dict(context.topology.targets), dict(context.topology.requested)
-        for (name, layer), wanted in zip(layers.items(), counts, strict=True):
-            score = context.score(by, name, "prune")
-            kept[name] = _best(context.structure, score, wanted, layer.active, context.allowed(name))
-            targets[name], requested[name] = count(kept[name]), wanted
-        return replace(context.with_units(kept), targets=targets, requested=requested)
+        wanted = dict(zip(names, allocation.counts(layers, total, context.signals), strict=True))
+        return replace(context.topology, requested={**context.topology.requested, **wanted})
 
-    return Move(f"prune({by.name}, {allocation.name})", apply, by.needs | allocation.needs)
+    def cut(context: Context) -> Topology:
+        structure, topology = context.structure, context.topology
+        kept = {name: context.units(name) for name in topology.masks}
+        targets = dict(topology.targets)
+        for name in pruned(context):
+            counts = structure.group_counts(topology.requested[name], context.allowed(name))
+            counts = torch.minimum(counts, structure.counts(kept[name]))
+            kept[name] = context.best(by, name, "prune", counts, kept[name])
+            targets[name] = count(kept[name])
+        return replace(context.with_units(kept), targets=targets)
+
+    parts = Move("allocate", allocate), Move("cut", cut, local=True)
+    needs = by.needs | allocation.needs
+    return Move(f"prune({by.name}, {allocation.name})", partial(run, parts), needs, parts=parts)
 
 
 def refill() -> Move:
@@ -175,13 +195,6 @@ def refill() -> Move:
     return Move("refill", apply)
 
 
-def _best(structure: Structure, score: Tensor, wanted: int, active: Tensor, allowed: Tensor) -> Tensor:
-    if structure.group == "layer":
-        return top_k_mask(score, wanted, active)
-    counts = torch.minimum(structure.group_counts(wanted, allowed), structure.counts(active))
-    return structure.top_k(score, counts, active)
-
-
 def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
     """Open ``int(fraction(progress) · n_active)`` vacancies, worst score first.
 
@@ -192,8 +205,8 @@ def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
         share = fraction(context.progress)
         active = {name: context.units(name) for name in context.topology.masks}
 
-        def scored(name: str) -> tuple[Tensor, Tensor]:
-            return context.score(by, name, "drop"), active[name]
+        def scored(name: str) -> Scored:
+            return context.scores(by, name, "drop"), active[name]
 
         counts = [count(units) for units in active.values()]
         if scope == "layer":
@@ -268,7 +281,7 @@ def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
         units = context.units(name)
         counts = structure.group_counts(number, context.allowed(name))
         held = torch.minimum(counts, structure.grouped(units, False).sum(1))
-        cut[name] = structure.top_k(context.score(magnitude, name, "redistribute"), held, units)
+        cut[name] = context.best(magnitude, name, "redistribute", held, units)
         targets[name] = int(counts.sum())
     return replace(context.with_units(cut), targets=targets, requested=dict(wanted))
 
@@ -289,7 +302,7 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
         for name in [name for name in masks if not (protect_last and name == last)]:
             kept = context.units(name)
             vacancies = targets[name] - int(kept.sum())
-            grown = top_k_mask(context.score(by, name, "grow"), vacancies, ~kept)
+            grown = top_k_mask(context.scores(by, name, "grow"), vacancies, ~kept)
             salient = (kept | grown).sum(1, keepdim=True)
             fan_in = targets[name] / int(context.allowed(name).any(1).sum())
             open_ = salient >= gamma * fan_in
@@ -300,11 +313,8 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
             wanted = topology.requested.get(name, targets[name])
             counts = context.structure.group_counts(wanted, open_.expand_as(kept))
             # Where rows opened again, the fan-in falls: a row that holds more gives its weakest away.
-            masks[name] = context.structure.top_k(
-                context.score(magnitude, name, "ablate"),
-                torch.minimum(counts, masks[name].sum(1)),
-                masks[name],
-            )
+            held = torch.minimum(counts, masks[name].sum(1))
+            masks[name] = context.best(magnitude, name, "ablate", held, masks[name])
             targets[name] = int(counts.sum())
         return replace(topology, masks=masks, targets=targets, allowed=allowed)
 
@@ -327,24 +337,18 @@ def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
             vacancies = wanted - structure.counts(active)
             if not bool((vacancies > 0).any()):
                 return active
-            score = context.score(by, name, "grow")
+            best = partial(context.best, by, name, "grow")
             open_ = context.vacant(name)
             if not exclude_dropped:
-                return _select(structure, score, vacancies, open_).logical_or_(active)
+                return best(vacancies, open_).logical_or_(active)
             first = open_ & ~structure.units(context.before.masks[name])
             in_first = torch.minimum(vacancies, structure.counts(first))
-            grown = _select(structure, score, in_first, first).logical_or_(active)
-            return _select(structure, score, vacancies - in_first, open_ & ~grown).logical_or_(grown)
+            grown = best(in_first, first).logical_or_(active)
+            return best(vacancies - in_first, open_ & ~grown).logical_or_(grown)
 
         return context.with_units({name: filled(name) for name in context.topology.masks})
 
     return Move(f"grow({by.name})", apply, by.needs, local=True)
-
-
-def _select(structure: Structure, score: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
-    if structure.group == "layer":
-        return top_k_mask(score, int(counts), candidates)
-    return structure.top_k(score, counts, candidates)
 
 
 def shuffle() -> Move:
@@ -355,7 +359,7 @@ def shuffle() -> Move:
 
         def shuffled(name: str) -> Tensor:
             counts = structure.grouped(context.units(name), False).sum(1)
-            return _select(structure, context.score(random, name, "shuffle"), counts, context.allowed(name))
+            return context.best(random, name, "shuffle", counts, context.allowed(name))
 
         return context.with_units({name: shuffled(name) for name in context.topology.masks})
 

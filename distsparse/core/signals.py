@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distsparse.ops import counter_rng
+from distsparse.ops.flags import at
 
 
 class _Magnitude:
@@ -49,4 +51,23 @@ class Signals:
 
     def random_bits(self, shape: tuple[int, int]) -> Tensor:
         """Return 64 random bits (int64) for each of (rows, cols) units: of key and position only."""
-        return counter_rng.first_bits(self.key, shape[0] * shape[1], self.weight.device).reshape(shape)
+        return self.random_bits_at(slice(0, shape[0] * shape[1])).reshape(shape)
+
+    def random_bits_at(self, index: slice | Tensor) -> Tensor:
+        """Return :meth:`random_bits` of a range of flat indices, or at int64 indices."""
+        if isinstance(index, slice):
+            return counter_rng.bits_between(self.key, index.start, index.stop, self.weight.device)
+        return counter_rng.bits(self.key, index)
+
+    def flat(self) -> Signals:
+        """Return the weight and what has its shape, flat."""
+        return self._each(lambda tensor: tensor.reshape(-1))
+
+    def at(self, index: slice | Tensor) -> Signals:
+        """Return a range of :meth:`flat` signals, or those at int64 indices."""
+        return self._each(lambda tensor: at(tensor, index))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Signals:
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        given.pop("loss_curve", None)
+        return Signals(key=self.key, **{name: change(value) for name, value in given.items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +40,24 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
 
 def mix(value: Tensor) -> Tensor:
     """Return SplitMix64's finalizer of int64 values, elementwise: a bijection of 64-bit words."""
+    return _mix_in_numpy(value) if value.device.type == "cpu" else _mix_in_torch(value)
+
+
+def _mix_in_torch(value: Tensor) -> Tensor:
     value = (value ^ _shift_right(value, 30)) * _MIX_1
     value = (value ^ _shift_right(value, 27)) * _MIX_2
     return value ^ _shift_right(value, 31)
+
+
+def _mix_in_numpy(value: Tensor) -> Tensor:
+    """The same in two thirds of the operations, for numpy has unsigned words, and in place."""
+    words = value.numpy().reshape(-1).view(np.uint64)
+    shifted = words >> 30
+    mixed = words ^ shifted
+    for bits_down, factor in ((27, _MIX_1), (31, _MIX_2)):
+        mixed *= np.uint64(factor % (1 << 64))
+        mixed ^= np.right_shift(mixed, bits_down, out=shifted)
+    return torch.from_numpy(mixed.view(np.int64)).reshape(value.shape)
 
 
 def bits(key: int, index: Tensor) -> Tensor:
@@ -49,14 +65,15 @@ def bits(key: int, index: Tensor) -> Tensor:
     return mix(index * _GOLDEN + key)
 
 
-def first_bits(key: int, n: int, device: torch.device) -> Tensor:
-    """Return 64 random bits as int64 at the indices 0 … n-1."""
-    found = torch.empty(n, dtype=torch.int64, device=device)
+def bits_between(key: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """Return 64 random bits as int64 at the indices start … stop-1."""
+    n = stop - start
+    found = torch.arange(start, stop, device=device)
     # Some twelve operations: on a CPU their results in between stay in the cache.
     size = _CACHED if device.type == "cpu" else max(n, 1)
-    for start in range(0, n, size):
-        part = found[start : start + size]
-        part.copy_(bits(key, torch.arange(start, start + len(part), device=device)))
+    for first in range(0, n, size):
+        part = found[first : first + size]
+        part.copy_(bits(key, part))
     return found
 
 

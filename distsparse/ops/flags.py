@@ -25,6 +25,11 @@ def places(flags: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
 
 
+def at(flat: Tensor, index: slice | Tensor) -> Tensor:
+    """Return the entries of a flat tensor in a range, which is a view, or at int64 indices."""
+    return flat[index] if isinstance(index, slice) else flat.index_select(0, index)
+
+
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """Return the ``k``-th largest of flat values without NaN, 1 ≤ k ≤ their number, as a 0-dim tensor."""
     place = len(values) - k

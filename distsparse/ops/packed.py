@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,12 +23,28 @@ def pack(mask: Tensor) -> Tensor:
 
     A row begins with a word of its own, so a shard of rows has the words that the whole has for them.
     """
-    flags = pad(mask, (0, -mask.shape[1] % FLAGS)).contiguous().view(torch.int64)
-    return flags.mul(_GATHER).bitwise_right_shift_(56).to(torch.uint8).view(torch.int64)
+    missing = -mask.shape[1] % FLAGS
+    flags = (pad(mask, (0, missing)) if missing else mask).contiguous()
+    if mask.device.type == "cpu":
+        words = np.packbits(flags.numpy().reshape(-1), bitorder="little")
+        return torch.from_numpy(words).view(torch.int64).view(len(mask), -1)
+    return gathered(flags)
+
+
+def gathered(flags: Tensor) -> Tensor:
+    """Return :func:`pack`'s words of flags with whole words in a row, on any device."""
+    return flags.view(torch.int64).mul(_GATHER).bitwise_right_shift_(56).to(torch.uint8).view(torch.int64)
 
 
 def unpack(words: Tensor, cols: int) -> Tensor:
     """Return the bool (rows, cols) mask of :func:`pack`'s words."""
+    if words.device.type == "cpu":
+        flags = torch.from_numpy(np.unpackbits(words.view(torch.uint8).numpy(), axis=1, bitorder="little"))
+        return flags.view(torch.bool)[:, :cols].contiguous()
+    return spread(words)[:, :cols].contiguous()
+
+
+def spread(words: Tensor) -> Tensor:
+    """Return the flags of words, 64 each, on any device."""
     copies = words.view(torch.uint8).to(torch.int64).mul_(_COPIES).bitwise_and_(_DIAGONAL)
-    flags = copies.add_(_CARRY).bitwise_right_shift_(7).bitwise_and_(_COPIES)
-    return flags.view(torch.bool)[:, :cols].contiguous()
+    return copies.add_(_CARRY).bitwise_right_shift_(7).bitwise_and_(_COPIES).view(torch.bool)

@@ -25,9 +25,18 @@ from distsparse.core import (
     redistribute,
 )
 from distsparse.core.allocators import AllocationName
+from distsparse.core.criteria import (
+    gradient_flow,
+    magnitude_and_gradient,
+    momentum,
+    saliency,
+    synaptic_flow,
+)
 from distsparse.core.moves import by_layer, run
 from distsparse.ops import counter_rng
+from distsparse.ops.allocation import num_active
 from distsparse.ops.schedule import constant, cosine
+from distsparse.ops.structure import Structure
 
 WEIGHT = torch.tensor([[0.5, -0.1, 0.0], [0.2, -0.9, 0.0]])
 ACTIVE = torch.tensor([[True, True, False], [True, True, False]])
@@ -327,3 +336,46 @@ def test_magnitude_of_a_gradient_is_made_when_read() -> None:
     assert Signals(weight, 0).grad_abs is None
     summed = torch.tensor([[5.0, 6.0]])
     assert Signals(weight, 0, grad=grad, grad_abs=summed).grad_abs is summed
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        magnitude,
+        random,
+        gradient,
+        momentum,
+        saliency,
+        gradient_flow,
+        synaptic_flow,
+        magnitude_and_gradient(0.3),
+        Criterion("relative", lambda signals: signals.weight / signals.weight.sum()),
+        Criterion("ties", lambda signals: signals.weight.sign(), random_ties=True, elementwise=True),
+    ],
+    ids=lambda by: by.name,
+)
+@pytest.mark.parametrize("structure", [Structure(), Structure(tile=(2, 2))])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_scores_of_some_units_are_those_of_all(by: Criterion, structure: Structure, transposed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn() -> Tensor:
+        values = torch.randn(6, 5, generator=generator)
+        return values.t() if transposed else values
+
+    signals = Signals(drawn(), 7, grad=drawn(), grad_ema=drawn(), hessian_grad=drawn(), flow=drawn())
+    whole = by.of_units(signals, structure).reshape(-1)
+    scores = by.scores(signals, structure)
+    index = torch.tensor([0, 3, len(whole) - 1])
+    assert torch.equal(scores(slice(2, 5)), whole[2:5])
+    assert torch.equal(scores(index), whole[index])
+
+
+def test_a_prune_cuts_a_layer_at_a_time() -> None:
+    move = prune(magnitude, allocation=allocator("global_magnitude"))
+    weights = {name: torch.arange(mask.numel() * 1.0).reshape(mask.shape) for name, mask in TWO.items()}
+    allocated, cut = move.parts
+    planned = allocated.apply(context(TWO, weights=weights, sparsity=0.8))
+    assert planned.masks is TWO
+    assert sum(planned.requested.values()) == num_active(sum(m.numel() for m in TWO.values()), 0.8)
+    assert (allocated.local, cut.local, move.local) == (False, True, False)

@@ -118,7 +118,15 @@ def test_normal_has_the_normal_distribution() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 1 << 14, (1 << 14) + 1, 40_000])
-def test_first_bits_are_those_of_the_indices(n: int) -> None:
-    assert torch.equal(
-        counter_rng.first_bits(7, n, torch.device("cpu")), counter_rng.bits(7, torch.arange(n))
-    )
+@pytest.mark.parametrize("start", [0, 5])
+def test_bits_between_are_those_of_the_indices(start: int, n: int) -> None:
+    between = counter_rng.bits_between(7, start, start + n, torch.device("cpu"))
+    assert torch.equal(between, counter_rng.bits(7, torch.arange(start, start + n)))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5)])
+def test_words_are_mixed_alike_in_numpy_and_in_torch(shape: tuple[int, ...]) -> None:
+    words = torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0))
+    kept = words.clone()
+    assert torch.equal(counter_rng._mix_in_numpy(words), counter_rng._mix_in_torch(words))
+    assert torch.equal(words, kept)

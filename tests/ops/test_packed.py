@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distsparse.ops.packed import pack, unpack
+from distsparse.ops.packed import gathered, pack, spread, unpack
 
 
 @pytest.mark.parametrize("cols", [1, 7, 8, 63, 64, 65, 130, 192])
@@ -26,3 +26,9 @@ def test_a_column_is_a_bit() -> None:
 def test_whatever_the_memory_layout() -> None:
     mask = torch.rand(9, 70, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(unpack(pack(mask.t()), 9), mask.t())
+
+
+def test_words_are_the_same_with_and_without_numpy() -> None:
+    mask = torch.rand(7, 192, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(gathered(mask), pack(mask))
+    assert torch.equal(spread(pack(mask)), mask)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distsparse.ops import counter_rng, select
+from distsparse.ops.flags import at
 from distsparse.ops.select import top_k_counts, top_k_mask
 
 
@@ -195,3 +196,26 @@ def test_nan_in_any_part_is_an_error() -> None:
     parts = [lambda: (torch.ones(2), torch.ones(2) > 0), lambda: (bad, torch.ones(2) > 0)]
     with pytest.raises(FloatingPointError, match="NaN"):
         top_k_counts(parts, 1)
+
+
+def test_scores_are_asked_for_a_range_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_CACHED", 7_000)  # the last range is shorter
+    score = torch.randn(LARGE, generator=torch.Generator().manual_seed(4))
+    candidates = torch.rand(LARGE, generator=torch.Generator().manual_seed(5)) < 0.5
+    num, asked = int(candidates.sum()), []
+
+    def scores(index: slice | Tensor) -> Tensor:
+        values = at(score, index)
+        asked.append(len(values))
+        return values
+
+    for k in (0, 1, num // 3, num - 1, num):
+        chosen = top_k_mask(scores, k, candidates)
+        assert torch.equal(chosen, stable_top(score, k, candidates)), k
+        assert top_k_counts([lambda: (scores, candidates), lambda: (-score, ~candidates)], k + 9) == [
+            int(part.sum())
+            for part in stable_top(
+                torch.cat([score, -score]), k + 9, torch.cat([candidates, ~candidates])
+            ).split(LARGE)
+        ]
+    assert max(asked) <= 7_000
