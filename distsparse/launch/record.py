@@ -81,9 +81,14 @@ def record_failed(root: Path, config: RunConfig, history: History, error: str) -
     return _write(root, config, history, status="failed", error=reason, extra=so_far, layers=[])
 
 
+def saved_by_ray(folder: Path) -> list[Path]:
+    """Return the checkpoints of a trial on Ray Train workers, oldest first: their names are times."""
+    return sorted(folder.glob("checkpoint_[0-9]*"))
+
+
 def last_history(folder: Path) -> History:
     """Return what the newest readable checkpoint of a trial knows; an empty history where there is none."""
-    for saved in sorted([*folder.glob("step-*"), *folder.glob("checkpoint_*")], reverse=True):
+    for saved in sorted([*folder.glob("step-*"), *saved_by_ray(folder)], reverse=True):
         try:
             return restored_history(saved)
         except ValueError:
