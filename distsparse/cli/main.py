@@ -43,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds text
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     warnings.filterwarnings("ignore", category=FutureWarning)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    received = int(signal.SIGINT)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt(number)  # which Ray replaces by one of its own
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         return args.run(args) or 0
     except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, not even at exit
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"distsparse: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        number = interrupt.args[0] if interrupt.args else received
         print(
             f"distsparse: {'terminated' if number == signal.SIGTERM else 'interrupted'}; "
             "to go on: `train` with --resume, or the same `sweep` again",
@@ -62,10 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + int(number)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

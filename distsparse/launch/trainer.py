@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -116,6 +117,15 @@ def run_on_workers(
     return row
 
 
+def _next(queue: Queue) -> dict[str, Any] | None:
+    """Return what was sent next; None at the end, also if the run was interrupted and its queue is gone."""
+    try:
+        metrics: dict[str, Any] | None = queue.get()
+    except RayActorError:
+        return None
+    return metrics
+
+
 def _resources(config: settings.RunConfig) -> dict[str, float]:
     resources = {"CPU": config.launch.cpus_per_worker}
     if config.launch.gpus_per_worker > 0:
@@ -135,7 +145,7 @@ def _progress(config: settings.RunConfig, *, enabled: bool) -> Iterator[list[Use
 
     def show() -> None:
         shown = 0
-        while (metrics := queue.get()) is not None:
+        while (metrics := _next(queue)) is not None:
             if "line" in metrics:
                 progress.line(metrics["line"])
             progress.advance(metrics.get("step", shown) - shown)

@@ -62,13 +62,19 @@ def save(
         network: the model's state dict.
         masks: bool (rows, cols) for each sparsified weight.
         state: nested dictionaries, lists, tuples, tensors, numbers and text.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
     named = dict(network) | {MASK + name: mask for name, mask in masks.items()}
-    save_file({name: _plain(tensor) for name, tensor in named.items()}, folder / NETWORK)
     tensors: dict[str, Tensor] = {}
     rest = _split(state, "", tensors)
-    save_file({name: _plain(tensor) for name, tensor in tensors.items()}, folder / STATE)
-    (folder / REST).write_text(json.dumps(rest))
+    try:
+        save_file({name: _plain(tensor) for name, tensor in named.items()}, folder / NETWORK)
+        save_file({name: _plain(tensor) for name, tensor in tensors.items()}, folder / STATE)
+        (folder / REST).write_text(json.dumps(rest))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"checkpoint in {folder.parent} cannot be written: {error}") from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
