@@ -212,7 +212,7 @@ PLANTS: dict[str, Callable[[nn.Module, Callable[[], bool]], None]] = {
 
 
 def planted(fault: Fault, marker: Path, **values: Any) -> RunConfig:
-    """24 steps, an update every 3 and a checkpoint every 5; keywords of the model, and values by dotted name."""
+    """24 steps, updates every 3 and checkpoints every 5; keywords of the model, and values by dotted name."""
     keywords = {name: values.pop(name) for name in list(values) if "." not in name}
     model = {"name": "plants:faulty", "fault": fault, "marker": str(marker), **keywords}
     return tiny({"model": model, "optimizer.momentum": 0.9, "checkpoint.every_steps": 5} | values)

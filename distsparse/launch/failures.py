@@ -78,4 +78,4 @@ def _described(rank: int, error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return [*str(error).strip().splitlines(), ""][-1]
+    return (str(error).strip().splitlines() or [""])[-1]
