@@ -98,6 +98,12 @@ class Launch(Section):
     compression: Annotated[
         Compression, Field(description="number format of the gradients that travel; none: their own")
     ] = "none"
+    max_failures: Annotated[
+        int, Field(ge=0, description="restarts from the last checkpoint after a worker or its node died")
+    ] = 3
+    timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that workers wait for one of them before the run fails")
+    ] = 1800.0
 
 
 COMPONENTS: dict[str, tuple[Registry[Any], str]] = {
@@ -114,8 +120,8 @@ SECTIONS: dict[str, type[Section]] = {
     "latency": LatencySettings,
     "launch": Launch,
 }
-# Neither where results go nor how often a run is saved or measured makes it another trial.
-NOT_IDENTITY = ("study", "checkpoint", "latency")
+# Neither where results go, nor how often a run is saved, measured or begun again makes it another trial.
+NOT_IDENTITY = ("study", "checkpoint", "latency", "launch.max_failures", "launch.timeout_s")
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,10 @@ class RunConfig:
     @property
     def key(self) -> str:
         """12 hexadecimal characters that identify the trial within a study."""
-        identity = {name: value for name, value in self.to_dict().items() if name not in NOT_IDENTITY}
+        identity = self.to_dict()
+        for path in NOT_IDENTITY:
+            section, _, name = path.partition(".")
+            del (identity[section] if name else identity)[name or section]
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -188,6 +188,13 @@ def test_round_trip() -> None:
     assert parse(plain).key == config.key
 
 
+def test_how_often_a_run_begins_again_makes_no_other_trial() -> None:
+    config = tiny({"launch.workers": 2})
+    again = override(config, {"launch.max_failures": 0, "launch.timeout_s": 5.0, "checkpoint.keep": 3})
+    assert again.key == config.key
+    assert override(config, {"launch.cpus_per_worker": 2.0}).key != config.key
+
+
 def test_override_replaces_a_section() -> None:
     base = parse({"method": {"name": "rigl", "delta_T": 7, "alpha": 0.1}, "train": {"epochs": 3}})
     config = override(base, {"method": {"name": "set", "alpha": 0.5}, "train": {"batch_size": 20}})

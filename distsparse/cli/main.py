@@ -1,12 +1,14 @@
-"""The command line: exit code 0 for success, 1 for a run that failed, 2 for bad input."""
+"""The command line: exit code 0 for success, 1 for a run that failed, 2 for bad input, 128 + a signal."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 from distsparse.cli import methods, pareto, results, sweep, train
 from distsparse.version import __version__
@@ -41,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds text
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     warnings.filterwarnings("ignore", category=FutureWarning)
+    received = int(signal.SIGINT)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt(number)  # which Ray replaces by one of its own
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         return args.run(args) or 0
     except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, not even at exit
@@ -49,12 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # OSError: a folder that cannot be written, no cluster there
         print(f"distsparse: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else received
         print(
-            "distsparse: interrupted; to go on: `train` with --resume, or the same `sweep` again",
+            f"distsparse: {'terminated' if number == signal.SIGTERM else 'interrupted'}; "
+            "to go on: `train` with --resume, or the same `sweep` again",
             file=sys.stderr,
         )
-        return 130
+        return 128 + int(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,11 @@ class Sparsifier:
         return self.method.update_schedule(self._total_steps)
 
     @property
+    def pending(self) -> bool:
+        """Whether the last step put off an update, since a gradient was not finite; on all ranks alike."""
+        return self._pending
+
+    @property
     def settled(self) -> bool:
         """Whether the topology is final: no mask update is left in this run."""
         last_round = self._round == self.method.rounds - 1

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,23 +68,36 @@ def record_completed(root: Path, config: RunConfig, history: History, folder: Pa
         row["training_flops"] = _training_flops(config, history, flops)
         row["dense_inference_flops"] = float(sum(flops.values()))
     row = {**history.summary, **row}
-    return _write(root, config, history, status="completed", error=None, extra=row, layers=layers)
+    row = _row(config, history, status="completed", error=None, extra=row)
+    _write(root, config, history, row, layers=layers)
+    return row
 
 
 def record_failed(root: Path, config: RunConfig, history: History, error: str) -> Row:
-    """Write the rows that a failed run leaves; return the trial's row, null in what only an end has."""
+    """Write the rows that a failed run leaves; return the trial's row, null in what only an end has.
+
+    On a disk that is full, or gone, the row is returned without having been written.
+    """
     history.pause_clock()
     so_far = {
         "steps": history.steps[-1]["step"] if history.steps else 0,
         "num_updates": len({row["step"] for row in history.rewires if row["step"] > 0}),
     }
     reason = " ".join(error.split())
-    return _write(root, config, history, status="failed", error=reason, extra=so_far, layers=[])
+    row = _row(config, history, status="failed", error=reason, extra=so_far)
+    with suppress(OSError):  # maybe the very reason of the failure, which the caller still hears of
+        _write(root, config, history, row, layers=[])
+    return row
+
+
+def saved_by_ray(folder: Path) -> list[Path]:
+    """Return the checkpoints of a trial on Ray Train workers, oldest first: their names are times."""
+    return sorted(folder.glob("checkpoint_[0-9]*"))
 
 
 def last_history(folder: Path) -> History:
     """Return what the newest readable checkpoint of a trial knows; an empty history where there is none."""
-    for saved in sorted([*folder.glob("step-*"), *folder.glob("checkpoint_*")], reverse=True):
+    for saved in sorted([*folder.glob("step-*"), *saved_by_ray(folder)], reverse=True):
         try:
             return restored_history(saved)
         except ValueError:
@@ -110,20 +124,14 @@ def load_network(config: RunConfig, folder: Path) -> tuple[nn.Module, Mapping[st
     return model, masks
 
 
-def _write(
-    root: Path,
-    config: RunConfig,
-    history: History,
-    *,
-    status: str,
-    error: str | None,
-    extra: Mapping[str, Any],
-    layers: Sequence[Row],
+def _row(
+    config: RunConfig, history: History, *, status: str, error: str | None, extra: Mapping[str, Any]
 ) -> Row:
+    """Return a trial's row of the ``trials`` table."""
     machine = history.machine or export.describe()
     flat = config.flat()
     known = config_columns()
-    row: Row = {
+    return {
         "status": status,
         "error": error,
         "seed": config.seed,
@@ -144,12 +152,15 @@ def _write(
         "distsparse_version": __version__,
         "config": json.dumps(config.to_dict(), sort_keys=True),
     }
+
+
+def _write(root: Path, config: RunConfig, history: History, row: Row, *, layers: Sequence[Row]) -> None:
+    """Write a trial's rows of all tables."""
     write_table(root, config, "steps", history.steps)
     write_table(root, config, "rewires", history.rewires)
     write_table(root, config, "layers", layers)
     # Last: whoever sees the trial's row finds its other tables complete.
     write_table(root, config, "trials", [row])
-    return row
 
 
 def write_table(root: Path, config: RunConfig, table: str, rows: Sequence[Row]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +67,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     passed_on = {name: os.environ[name] for name in ENVIRONMENT}
     if data_folder := os.environ.get("DISTSPARSE_DATA"):
         passed_on["DISTSPARSE_DATA"] = data_folder
@@ -79,6 +82,8 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
             runtime_env={"env_vars": passed_on},
             num_cpus=None if address else num_cpus,
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)  # ray.init took it, to exit at once
         # ray.init sets its own level again, and Tune's controller prints the traceback of a dead process.
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train import Checkpoint
+from ray.train.collective import broadcast_from_rank_zero
 
 from distsparse import export
 from distsparse.config import parse
+from distsparse.launch.record import saved_by_ray
 from distsparse.train.history import History, Row
 from distsparse.train.loop import train
 from distsparse.train.setup import check
@@ -21,6 +23,12 @@ from distsparse.train.setup import check
 
 class TrainReporter:
     """``report`` is a barrier of all workers; Ray keeps the checkpoints in the run's storage."""
+
+    stopping = False
+    """Ctrl-C is the driver's, and Ray ends the workers"""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     @property
     def rank(self) -> int:
@@ -32,15 +40,13 @@ class TrainReporter:
         """Number of workers."""
         return int(ray.train.get_context().get_world_size())
 
-    @contextmanager
-    def last_checkpoint(self) -> Iterator[Path | None]:
-        """Give the newest checkpoint that Ray registered."""
-        last = ray.train.get_checkpoint()
-        if last is None:
-            yield None
-        else:
-            with last.as_directory() as folder:
-                yield Path(folder)
+    def checkpoints(self) -> Sequence[AbstractContextManager[Path]]:
+        """Return the folders that rank 0 sees in the run's storage.
+
+        Ray has not heard of one that was complete when a worker died right after it.
+        """
+        names = [saved.name for saved in saved_by_ray(self._folder)] if self.rank == 0 else []
+        return [nullcontext(self._folder / name) for name in reversed(broadcast_from_rank_zero(names))]
 
     def report(
         self, metrics: Mapping[str, Any], *, step: int, save: Callable[[Path], None] | None = None
@@ -55,10 +61,11 @@ class TrainReporter:
 
 
 def run_worker(values: dict[str, Any]) -> Row:
-    """Train on this worker; return the summary. ``values`` holds the plain configuration."""
+    """Train on this worker; return the summary. ``values``: the plain configuration, the trial's folder."""
     # Ray names this logger by file path, out of reach of its own logging configuration.
     import ray.train.v2._internal.execution.context as context
 
     context.logger.setLevel(logging.WARNING)
     config = parse(values["config"])
-    return train(config, check(config), TrainReporter(), history=History(machine=export.describe()))
+    reporter = TrainReporter(Path(values["folder"]))
+    return train(config, check(config), reporter, history=History(machine=export.describe()))

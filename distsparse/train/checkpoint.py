@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,13 +62,19 @@ def save(
         network: the model's state dict.
         masks: bool (rows, cols) for each sparsified weight.
         state: nested dictionaries, lists, tuples, tensors, numbers and text.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
     named = dict(network) | {MASK + name: mask for name, mask in masks.items()}
-    save_file({name: _plain(tensor) for name, tensor in named.items()}, folder / NETWORK)
     tensors: dict[str, Tensor] = {}
     rest = _split(state, "", tensors)
-    save_file({name: _plain(tensor) for name, tensor in tensors.items()}, folder / STATE)
-    (folder / REST).write_text(json.dumps(rest))
+    try:
+        save_file({name: _plain(tensor) for name, tensor in named.items()}, folder / NETWORK)
+        save_file({name: _plain(tensor) for name, tensor in tensors.items()}, folder / STATE)
+        (folder / REST).write_text(json.dumps(rest))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"checkpoint in {folder.parent} cannot be written: {error}") from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -80,6 +86,24 @@ def load_state(folder: Path) -> dict[str, Any]:
     state = _join(load_rest(folder), _load_tensors(folder / STATE))
     assert isinstance(state, dict)
     return state
+
+
+def problem(folder: Path) -> str | None:
+    """Say why a checkpoint cannot be read, or None if each file is there, as long as it was written.
+
+    Tensors are not read: a safetensors file's header gives its length.
+    """
+    for file in (folder / NETWORK, folder / STATE):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"checkpoint {file} cannot be read: {error}"
+    try:
+        load_rest(folder)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def load_rest(folder: Path) -> dict[str, Any]:

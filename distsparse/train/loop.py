@@ -16,6 +16,7 @@ from distsparse.train.evaluate import evaluate
 from distsparse.train.history import History, LossWindow, Row
 from distsparse.train.progress import Progress, describe
 from distsparse.train.reporter import Reporter
+from distsparse.train.resume import resume
 from distsparse.train.setup import Run, prepare
 
 
@@ -34,23 +35,25 @@ def train(
         verbose: show progress (on rank 0).
 
     Raises:
-        FloatingPointError: the loss is not finite; on all ranks.
+        KeyboardInterrupt: the reporter asked to stop, and the step that was done then is saved.
+        FloatingPointError: the loss, or a weight that is to be saved, is not finite; on all ranks.
         TopologyMismatch: ranks hold different masks; on all ranks.
     """
     settings = config.train
     run = prepare(config, dataset, world_size=reporter.world_size)
     window = LossWindow(run.comm, run.accelerator.device)
-    with reporter.last_checkpoint() as folder:
-        first_step = _restore(run, folder, history, window) if folder else 0
-    if folder is None:
+    resumed, lines = resume(run, reporter, history, window)
+    first_step = resumed or 0
+    if resumed is None:
         history.add_rewired(run.sparsifier.initialize(run.micro_batches(0), run.loss))
         run.rewinder.step(0)
     plan = run.plan
     progress = Progress(
         plan.total_steps, initial=first_step, unit="step", enabled=verbose and reporter.rank == 0
     )
-    if folder is not None:
-        progress.line(f"resumed at step {first_step} of {plan.total_steps}")
+    for line in lines:
+        progress.line(line)
+        reporter.report({"line": line}, step=first_step)
 
     run.model.train()
     history.resume_clock()
@@ -71,7 +74,8 @@ def train(
         if settings.clip_norm is not None:
             # Not accelerate's: it would unscale once more, which the scaler refuses.
             grad_norm = float(clip_grad_norm_(run.model.parameters(), settings.clip_norm))
-        if not (event and event.skip_optimizer_step):
+        # What put the update off would make every weight NaN.
+        if not (run.sparsifier.pending or (event and event.skip_optimizer_step)):
             run.optimizer.step()
         elif scaler is not None:
             scaler.update()  # as optimizer.step() does; the scaler unscales once per update
@@ -89,7 +93,8 @@ def train(
         ends = done == plan.total_steps
         evaluates = plan.ends_round(done) or (ends_epoch and (epoch + 1) % settings.evaluate_every == 0)
         every = config.checkpoint.every_steps
-        saves = ends or (done % every == 0 if every else ends_epoch)
+        stopping = reporter.stopping and not ends
+        saves = ends or stopping or (done % every == 0 if every else ends_epoch)
         if evaluates or done % settings.log_every == 0:
             mean_loss = window.take()
             if not math.isfinite(mean_loss):
@@ -106,6 +111,7 @@ def train(
         if rewound := run.rewinder.step(done):
             history.add_rewired(rewound)
         if saves:
+            _check_finite(run, done)
             window.synchronize()
         if evaluates or saves:
 
@@ -115,6 +121,10 @@ def train(
             with history.beside_training():
                 # The window was just taken, so a stop that no checkpoint was due at needs no synchronizing.
                 reporter.report(history.summary, step=done, save=save if saves or stops else None)
+            if stopping:
+                progress.close()
+                progress.line(f"stopped at step {done} of {plan.total_steps}, and saved")
+                raise KeyboardInterrupt
             if stops:
                 break
     history.pause_clock()
@@ -122,12 +132,15 @@ def train(
     return history.summary
 
 
-def _restore(run: Run, folder: Path, history: History, window: LossWindow) -> int:
-    """Continue from a checkpoint; return the number of steps done."""
-    state = run.restore(folder)
-    history.restore(state["history"])
-    window.load_state_dict(state["window"])
-    return int(state["step"])
+def _check_finite(run: Run, done: int) -> None:
+    """Raise, on all ranks alike, before weights are saved that nothing could be resumed from.
+
+    Raises:
+        FloatingPointError: naming the first weight that is not finite.
+    """
+    for name, tensor in run.bare_model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise FloatingPointError(f"{name} is not finite at step {done}")
 
 
 def _row(

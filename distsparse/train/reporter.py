@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,20 @@ class Reporter(Protocol):
     def world_size(self) -> int:
         """Number of data-parallel processes."""
 
-    def last_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """Give the folder to resume from, or None for a fresh start."""
+    @property
+    def stopping(self) -> bool:
+        """Whether this process is asked to stop: the loop then saves and raises KeyboardInterrupt."""
+
+    def checkpoints(self) -> Sequence[AbstractContextManager[Path]]:
+        """Return the folders to resume from, newest first; none for a fresh start."""
 
     def report(
         self, metrics: Mapping[str, Any], *, step: int, save: Callable[[Path], None] | None = None
     ) -> None:
-        """Pass on metrics; ``save`` writes a checkpoint into a folder, and is called on rank 0 only."""
+        """Pass on metrics, or a ``line`` for the user to read.
+
+        ``save`` writes a checkpoint into a folder, and is called on rank 0 only.
+        """
 
 
 class LocalReporter:
@@ -40,6 +47,7 @@ class LocalReporter:
     def __init__(self, directory: Path, *, keep: int) -> None:
         self._directory = directory
         self._keep = keep
+        self.stopping = False
         for unfinished in directory.glob(".step-*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(unfinished)
 
@@ -47,11 +55,9 @@ class LocalReporter:
         """Return the complete checkpoints, oldest first."""
         return sorted(self._directory.glob("step-*"))
 
-    @contextmanager
-    def last_checkpoint(self) -> Iterator[Path | None]:
-        """Give the newest complete checkpoint."""
-        saved = self.saved()
-        yield saved[-1] if saved else None
+    def checkpoints(self) -> Sequence[AbstractContextManager[Path]]:
+        """Return the complete checkpoints, newest first."""
+        return [nullcontext(folder) for folder in reversed(self.saved())]
 
     def report(
         self, metrics: Mapping[str, Any], *, step: int, save: Callable[[Path], None] | None = None
@@ -59,8 +65,12 @@ class LocalReporter:
         """Save the checkpoint under its step, then remove the oldest ones."""
         if save is None:
             return
-        with checkpoint.atomic_folder(self._directory / f"step-{step:010d}") as folder:
+        target = self._directory / f"step-{step:010d}"
+        with checkpoint.atomic_folder(target) as folder:
             save(folder)
+        for unreadable in self.saved():  # one that the run went back before, or it would count as the newest
+            if unreadable.name > target.name:
+                shutil.rmtree(unreadable)
         self._remove_all_but(self._keep)
 
     def finish(self) -> None:

@@ -188,6 +188,7 @@ class TestOneSession:
         from distsparse.launch.trainer import run_on_workers
 
         config = tiny({"model": {"name": "parts:failing", "how": "kill", "at": 15}, "launch.workers": 2})
+        config = override(config, {"launch.max_failures": 0})
         row = run_on_workers(config, tmp_path, verbose=False)
         assert row["status"] == "failed"
         assert row["error"]

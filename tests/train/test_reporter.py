@@ -18,14 +18,16 @@ def names(reporter: LocalReporter) -> list[str]:
 def test_keeps_the_newest(tmp_path: Path) -> None:
     reporter = LocalReporter(tmp_path / "run", keep=2)
     assert reporter.saved() == []
-    with reporter.last_checkpoint() as last:
-        assert last is None
+    assert reporter.checkpoints() == []
     # By step, not by name: 1000 is after 999.
     for step in (8, 999, 1000):
         reporter.report({}, step=step, save=write)
     assert names(reporter) == ["step-0000000999", "step-0000001000"]
-    with reporter.last_checkpoint() as last:
-        assert last == tmp_path / "run" / "step-0000001000"
+    found = []
+    for saved in reporter.checkpoints():
+        with saved as folder:
+            found.append(folder.name)
+    assert found == ["step-0000001000", "step-0000000999"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names(reporter)
 
 
