@@ -35,13 +35,6 @@ class SparseWeight:
         """Return a tensor of the parameter's shape as (rows, cols)."""
         return tensor.t() if self.transposed else tensor.reshape(tensor.shape[0], -1)
 
-    def laid_out(self, mask: Tensor) -> Tensor:
-        """Return a bool (rows, cols) mask in the parameter's shape and memory layout, itself if it can be."""
-        shaped = self.unmatrix(mask)
-        if shaped.stride() == self.parameter.stride():
-            return shaped
-        return torch.empty_like(self.parameter, dtype=torch.bool).copy_(shaped)
-
     def unmatrix(self, matrix: Tensor) -> Tensor:
         """Return a (rows, cols) matrix in the parameter's shape."""
         return matrix.t() if self.transposed else matrix.reshape(self.parameter.shape)
@@ -117,21 +110,25 @@ def find_weights(
 
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CACHED = 1 << 17
-"""entries whose widened flags fit into a core's cache"""
 
 
-def keep_active(tensor: Tensor, mask: Tensor) -> None:
-    """Set entries to exactly +0 in place where a bool mask is False, NaN and infinity included.
+def bit_mask(mask: Tensor, parameter: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return all-ones integers where ``mask`` is True and 0 elsewhere, of the parameter's size and layout.
 
-    A product of the numbers' own bits, taken as integers, with 0 or 1: ten times as fast on a CPU as a fill
-    by a random mask, and unlike a product of the numbers it leaves neither -0 nor NaN. Works on a leaf that
-    requires grad.
+    ``out`` is an earlier result for the same parameter, to be written over.
     """
-    bits = tensor.detach().view(_SAME_SIZE[tensor.element_size()])
-    num_rows, step = len(bits), len(bits)
-    if bits.device.type == "cpu":
-        step = max(_CACHED * num_rows // max(bits.numel(), 1), 1)
-    for first in range(0, num_rows, max(step, 1)):
-        rows = slice(first, first + step)
-        bits[rows].mul_(mask[rows])
+    bits = torch.empty_like(parameter, dtype=_SAME_SIZE[parameter.element_size()]) if out is None else out
+    return bits.copy_(mask.view(torch.int8).neg())  # a byte -1 is widened to all ones
+
+
+def keep_active(tensor: Tensor, bits: Tensor) -> None:
+    """Set entries to exactly +0 in place where ``bits`` is 0, NaN and infinity included.
+
+    A bitwise and of the numbers' own bits: ten times as fast on a CPU as a fill by a random bool mask,
+    and unlike a product it leaves neither -0 nor NaN. Works on a leaf that requires grad.
+    """
+    tensor = tensor.detach()
+    if tensor.element_size() == bits.element_size():
+        tensor.view(bits.dtype).bitwise_and_(bits)
+    else:
+        tensor.masked_fill_(bits == 0, 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distsparse.core.channels import Companion, zero_closed
-from distsparse.core.weights import SparseWeight, keep_active
+from distsparse.core.weights import SparseWeight, bit_mask, keep_active
 
 
 class InactiveZeros:
@@ -28,24 +28,26 @@ class InactiveZeros:
         self._optimizer = optimizer
         self._companions = companions
         self._names = {id(weight.parameter): name for name, weight in weights.items()}
-        self._masks: dict[str, Tensor] = {}
+        self._bits: dict[str, Tensor] = {}
         self._closed: dict[str, list[tuple[Companion, Tensor]]] = {}
 
     def set_mask(self, name: str, mask: Tensor, *, full: bool) -> None:
         """Take over a layer's mask, bool (rows, cols); ``full`` where nothing in it is inactive."""
-        self._masks.pop(name, None)
+        old = self._bits.pop(name, None)
         self._closed.pop(name, None)
         if not full:
-            self._masks[name] = self._weights[name].laid_out(mask)
+            weight = self._weights[name]
+            self._bits[name] = bit_mask(weight.unmatrix(mask), weight.parameter, out=old)
             self._closed[name] = [(each, each.closed(mask)) for each in self._companions.get(name, ())]
 
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of a parameter's shape, True where active; None where nothing is inactive."""
-        return self._masks.get(self._names.get(id(parameter), ""))
+        bits = self._bits.get(self._names.get(id(parameter), ""))
+        return None if bits is None else bits != 0
 
     def zero_all(self) -> None:
         """Zero all layers' weights and optimizer state."""
-        for name in self._masks:
+        for name in self._bits:
             self.zero(name)
 
     def zero(self, name: str) -> None:
@@ -53,19 +55,19 @@ class InactiveZeros:
 
         What was inactive before is zero already, so a newly grown position starts at zero as well.
         """
-        if (mask := self._masks.get(name)) is None:
+        if (bits := self._bits.get(name)) is None:
             return
         parameter = self._weights[name].parameter
-        keep_active(parameter, mask)
+        keep_active(parameter, bits)
         for value in self._optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                keep_active(value, mask)
+                keep_active(value, bits)
         for companion, closed in self._closed[name]:
             zero_closed(companion, closed, self._optimizer.state)
 
     def zero_gradients(self) -> None:
         """Zero all layers' gradients."""
-        for name in self._masks:
+        for name in self._bits:
             self.zero_gradient(name)
             for companion, closed in self._closed[name]:
                 if companion.tensor is not None and (gradient := companion.tensor.grad) is not None:
@@ -74,5 +76,5 @@ class InactiveZeros:
     def zero_gradient(self, name: str) -> None:
         """Zero the gradient of a layer's weight."""
         gradient = self._weights[name].parameter.grad
-        if gradient is not None and name in self._masks:
-            keep_active(gradient, self._masks[name])
+        if gradient is not None and name in self._bits:
+            keep_active(gradient, self._bits[name])
