@@ -72,7 +72,7 @@ its trainings, as published; `imp, 50 % a round` prunes faster, so that the whol
 an hour. The controls train once more the topology that `imp` found, from another initialization
 (`reinit`) or with the masks shuffled within each layer (`shuffle`).
 
-| what should hold | points | holds |
+| what should hold | points ± standard error | holds |
 |---|---|---|
 {claims}
 """
@@ -181,18 +181,21 @@ def to_markdown(frame: pd.DataFrame) -> str:
         few=int(cells["count"].min()),
         many=int(cells["count"].max()),
         table="\n".join(table),
-        claims="\n".join(_claims(cells["mean"])),
+        claims="\n".join(_claims(cells)),
     )
 
 
-def _claims(means: pd.Series) -> list[str]:
+def _claims(cells: pd.DataFrame) -> list[str]:
     """Return a row for each ordering, and one for the distance from the reference."""
-    rows = []
+    rows, means = [], cells["mean"]
+    variance = cells["std"] ** 2 / cells["count"]
     for better, worse, sparsity, least in ORDER:
         gap = means[better, sparsity] - means[worse, sparsity]
+        error = (variance[better, sparsity] + variance[worse, sparsity]) ** 0.5
         bound = f" by {least}" if least else ""
         holds = "yes" if gap >= least else "**no**"
-        rows.append(f"| {better} above {worse} at {100 * sparsity:g} %{bound} | {gap:+.2f} | {holds} |")
+        points = f"{gap:+.2f} ± {error:.2f}"
+        rows.append(f"| {better} above {worse} at {100 * sparsity:g} %{bound} | {points} | {holds} |")
     far = [
         f"{name} at {100 * sparsity:g} % ({means[name, sparsity] - mean:+.2f})"
         for (name, sparsity), (mean, sd) in REFERENCE.items()
