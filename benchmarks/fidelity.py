@@ -193,7 +193,7 @@ def _claims(cells: pd.DataFrame) -> list[str]:
         gap = means[better, sparsity] - means[worse, sparsity]
         error = (variance[better, sparsity] + variance[worse, sparsity]) ** 0.5
         bound = f" by {least}" if least else ""
-        holds = "yes" if gap >= least else "**no**"
+        holds = "**no**" if gap < least else "yes" if gap > 2 * error else "yes, but within the noise"
         points = f"{gap:+.2f} ± {error:.2f}"
         rows.append(f"| {better} above {worse} at {100 * sparsity:g} %{bound} | {points} | {holds} |")
     far = [
