@@ -22,6 +22,7 @@ from distsparse.config import RunConfig
 from distsparse.core import load_network
 from distsparse.core.criteria import Criterion
 from distsparse.core.moves import Context
+from distsparse.ops.select import Scores
 from distsparse.results import read_trial
 from distsparse.train import checkpoint
 
@@ -123,14 +124,14 @@ def _in_all_reduce(model: nn.Module, due: Callable[[], bool]) -> None:
 
 def _in_update(model: nn.Module, due: Callable[[], bool]) -> None:
     """Between the drop and the grow of a mask update."""
-    original = Context.score
+    original = Context.scores
 
-    def score(self: Context, by: Criterion, name: str, purpose: str) -> Tensor:
+    def scores(self: Context, by: Criterion, name: str, purpose: str) -> Scores:
         if purpose == "grow" and due():
             die()
         return original(self, by, name, purpose)
 
-    Context.score = score  # type: ignore[method-assign]
+    Context.scores = scores  # type: ignore[method-assign]
 
 
 def _in_checkpoint(model: nn.Module, due: Callable[[], bool]) -> None:

@@ -43,6 +43,9 @@ def test_bit_for_bit_on_another_node(
             assert len(busy) == 2
             cluster.remove_node(next(node for node in nodes if node.node_id in busy), allow_graceful=False)
             fit.join()
+            deadline = time.monotonic() + 60  # Ray asks a node a few times before it takes it for dead
+            while len([node for node in ray.nodes() if node["Alive"]]) > 3 and time.monotonic() < deadline:
+                time.sleep(0.5)
             assert len([node for node in ray.nodes() if node["Alive"]]) == 3
     finally:
         cluster.shutdown()
