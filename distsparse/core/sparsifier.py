@@ -371,9 +371,8 @@ class Sparsifier:
         change = decision.change
         starts = self.method.grow_init != "zeros"
         before = self._topology.masks[change.name] if starts else None
-        if (
-            change.num_grown and not self.method.skip_optimizer_step
-        ):  # a grown weight takes its first gradient at the next step
+        # A grown weight takes its first gradient at the next step.
+        if change.num_grown and not self.method.skip_optimizer_step:
             self._zeros.zero_gradient(change.name)
         self._topology = decision.merged(self._topology)
         mask = self._topology.masks[change.name]

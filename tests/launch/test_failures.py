@@ -20,7 +20,7 @@ WAITED = RuntimeError("[unbound_buffer.cc:79] Timed out waiting 5000ms for recv 
 
 @pytest.mark.parametrize("failures", [{1: DEATH}, {0: CONNECTION}, {0: CONNECTION, 1: DEATH}])
 def test_tried_again(failures: dict[int, Exception]) -> None:
-    GiveUp().after_exception(None, failures)
+    GiveUp().after_exception(None, failures)  # what it raises is not tried again
 
 
 @pytest.mark.parametrize(
