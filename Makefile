@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# compat: a plain path entry, so that a clone called distsparse beside a script does not hide the package.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--config-settings editable_mode=compat -e '.[ray,dev]'
+		--config-settings editable_mode=compat -e '.[ray,fast,dev]'
 	touch $@
 
 demo: install
@@ -20,6 +20,7 @@ demo: install
 	$(BIN)/distsparse results $(DEMO)
 	$(BIN)/distsparse pareto $(DEMO) --maximize accuracy --maximize sparsity --minimize latency_ms \
 		--plot $(DEMO)/pareto.png --csv $(DEMO)/pareto.csv
+	$(BIN)/distsparse report $(DEMO) --output $(DEMO)/report.html
 
 test: install check
 	$(BIN)/pytest -m 'not slow'

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import types
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import accumulate
 
 import torch
@@ -131,21 +132,26 @@ def fill_gradients(model: nn.Module) -> None:
 
 
 def our_update(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> Update:
-    """Return a step with an update, from a topology that earlier updates have moved."""
+    """Return a step with an update, always the same one: all that it changes is put back before it."""
     sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=TOTAL_STEPS, seed=0)
     sparsifier.initialize()
+    state = {**sparsifier.state_dict(), "step": STEP}
+    momentum = [optimizer.state[weight]["momentum_buffer"] for weight in model.parameters()]
     gradients = [torch.randn_like(weight) for weight in model.parameters()]
+    changed = [*(weight.detach() for weight in model.parameters()), *momentum]
+    before = [value.clone() for value in changed] + gradients
 
     def prepare() -> None:
-        for weight, gradient in zip(model.parameters(), gradients, strict=True):
-            assert weight.grad is not None
-            # The last step has masked it; and what the same one grows would be dropped and grown again.
-            gradient.copy_(gradient.roll(1, 0))
-            weight.grad.copy_(gradient)
+        for value, old in zip(
+            [*changed, *(weight.grad for weight in model.parameters())], before, strict=True
+        ):
+            value.copy_(old)
+        sparsifier.load_state_dict(deepcopy(state))
 
     def update() -> None:
-        sparsifier._step = STEP
-        assert sparsifier.step() is not None
+        event = sparsifier.step()
+        assert event is not None
+        assert event.num_dropped > 0
 
     update.prepare = prepare  # type: ignore[attr-defined]
     return update

@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,7 +23,7 @@ from distsparse.data import datasets
 from distsparse.dist import Compression
 from distsparse.methods import methods
 from distsparse.models import models
-from distsparse.optim import optimizers, schedules
+from distsparse.optim import NOT_SHARDED, optimizers, schedules
 from distsparse.registry import Registry, describe, suggestion
 
 
@@ -64,12 +66,16 @@ class Train(Section):
 
 
 class CheckpointEvery(Section):
-    """When the run can be resumed from."""
+    """When the run can be resumed from, and where."""
 
     every_steps: Annotated[
         int | None, Field(gt=0, description="optimizer steps between checkpoints; null: each epoch")
     ] = None
     keep: Annotated[int, Field(gt=0, description="checkpoints kept while training")] = 2
+    storage: Annotated[
+        str | None,
+        Field(min_length=1, description="folder, or URI such as s3://bucket/runs; null: with the results"),
+    ] = None
 
 
 class LatencySettings(Section):
@@ -85,6 +91,10 @@ class Launch(Section):
     workers: Annotated[
         int, Field(ge=0, description="Ray Train workers; 0 trains in this process, without Ray Train")
     ] = 0
+    min_workers: Annotated[
+        int | None,
+        Field(gt=0, description="fewest workers to go on with, where not all fit; null: launch.workers"),
+    ] = None
     cpus_per_worker: Annotated[float, Field(gt=0, description="CPUs of one worker, or of one trial")] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0, description="GPUs of one worker, or of one trial")] = 0.0
     num_threads: Annotated[
@@ -98,12 +108,50 @@ class Launch(Section):
     compression: Annotated[
         Compression, Field(description="number format of the gradients that travel; none: their own")
     ] = "none"
+    shard: Annotated[
+        bool,
+        Field(
+            description="each worker holds a part of weights, gradients, masks and optimizer state (FSDP2), "
+            "not all of them (DDP)"
+        ),
+    ] = False
     max_failures: Annotated[
         int, Field(ge=0, description="restarts from the last checkpoint after a worker or its node died")
     ] = 3
     timeout_s: Annotated[
         float, Field(gt=0, description="seconds that workers wait for one of them before the run fails")
     ] = 1800.0
+
+
+class Population(Section):
+    """Where the run stands in a population, whose members' settings change while they train."""
+
+    id: Annotated[
+        str | None, Field(min_length=1, description="population of the trial; set by a sweep with pbt")
+    ] = None
+    member: Annotated[int | None, Field(ge=0, description="its number in the population")] = None
+
+
+class Loggers(Section):
+    """Experiment trackers that a run's rows also go to. Credentials are taken from the environment only."""
+
+    tensorboard: Annotated[bool, Field(description="TensorBoard, in <results>/<study>/tensorboard")] = False
+    wandb: Annotated[
+        Literal["online", "offline"] | None,
+        Field(description="Weights & Biases, a group for each study; offline writes for `wandb sync`"),
+    ] = None
+    wandb_project: Annotated[
+        str | None, Field(min_length=1, description="null: WANDB_PROJECT, or else distsparse")
+    ] = None
+    mlflow: Annotated[bool, Field(description="MLflow, an experiment for each study")] = False
+    mlflow_uri: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="tracking server or database; null: MLFLOW_TRACKING_URI, or else <results>/mlflow.db",
+        ),
+    ] = None
+    tags: Annotated[tuple[str, ...], Field(description="of the runs, in W&B and MLflow")] = ()
 
 
 COMPONENTS: dict[str, tuple[Registry[Any], str]] = {
@@ -119,9 +167,22 @@ SECTIONS: dict[str, type[Section]] = {
     "checkpoint": CheckpointEvery,
     "latency": LatencySettings,
     "launch": Launch,
+    "population": Population,
+    "loggers": Loggers,
 }
-# Neither where results go, nor how often a run is saved, measured or begun again makes it another trial.
-NOT_IDENTITY = ("study", "checkpoint", "latency", "launch.max_failures", "launch.timeout_s")
+SECRET = re.compile(r"(password|secret|token|access_key)[^=&]*=", re.IGNORECASE)
+IN_A_POPULATION = "is set by a sweep with pbt; leave population out to train these settings on their own"
+# Neither where results and logs go, nor how often a run is saved, measured or begun again makes it another
+# trial.
+NOT_IDENTITY = (
+    "study",
+    "checkpoint",
+    "latency",
+    "loggers",
+    "launch.min_workers",
+    "launch.max_failures",
+    "launch.timeout_s",
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +209,8 @@ class RunConfig:
     checkpoint: CheckpointEvery
     latency: LatencySettings
     launch: Launch
+    population: Population
+    loggers: Loggers
     given: Mapping[str, Any] = field(compare=False, repr=False)
     """what the user said, without defaults: what an override starts from"""
 
@@ -175,11 +238,18 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """12 hexadecimal characters that identify the trial within a study."""
+        """12 hexadecimal characters that identify the trial within a study.
+
+        A member of a population stays who it is while its settings change.
+        """
         identity = self.to_dict()
-        for path in NOT_IDENTITY:
-            section, _, name = path.partition(".")
-            del (identity[section] if name else identity)[name or section]
+        population = identity.pop("population")
+        if self.population.id is not None:
+            identity = {"population": population, "seed": self.seed}
+        else:
+            for path in NOT_IDENTITY:
+                section, _, name = path.partition(".")
+                del (identity[section] if name else identity)[name or section]
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -207,6 +277,10 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     parts |= {name: _section(name, given.get(name, {})) for name in SECTIONS}
     config = RunConfig(study=study, seed=seed, given=given, **parts)
     _check_batches(config)
+    _check_min_workers(config)
+    _check_shard(config)
+    _check_storage(config.checkpoint.storage)
+    _check_loggers(config.loggers)
     return config
 
 
@@ -308,10 +382,83 @@ def _section(name: str, value: Any) -> Section:
         raise ValueError(f"{name} = {value!r}: {error}") from None
 
 
+def allowed_workers(config: RunConfig) -> list[int]:
+    """Return the numbers of workers that a run may go on with: those that have equal shares of a batch."""
+    launch, train = config.launch, config.train
+    return [
+        count
+        for count in range(launch.min_workers or launch.workers, launch.workers + 1)
+        if train.batch_size % (count * train.accumulation) == 0
+    ]
+
+
+def _check_min_workers(config: RunConfig) -> None:
+    launch, train = config.launch, config.train
+    if launch.min_workers is None:
+        return
+    if launch.min_workers > launch.workers:
+        raise ValueError(
+            f"launch.min_workers = {launch.min_workers}: "
+            f"must be at most launch.workers, which is {launch.workers}"
+        )
+    if launch.min_workers < launch.workers and allowed_workers(config) == [launch.workers]:
+        raise ValueError(
+            f"launch.min_workers = {launch.min_workers}: train.batch_size = {train.batch_size} must be a "
+            f"multiple of n × train.accumulation for a number n of workers from there to {launch.workers - 1}"
+        )
+
+
 def _check_batches(config: RunConfig) -> None:
     parts = max(config.launch.workers, 1) * config.train.accumulation
     if config.train.batch_size % parts:
         raise ValueError(
             f"train.batch_size = {config.train.batch_size}: must be a multiple of {parts}, "
             "launch.workers × train.accumulation"
+        )
+
+
+def _check_shard(config: RunConfig) -> None:
+    launch = config.launch
+    if not launch.shard:
+        return
+    if launch.workers == 0:
+        raise ValueError(
+            "launch.shard = True: needs workers to shard over; launch.workers must be at least 1"
+        )
+    if launch.compression != "none":
+        raise ValueError(
+            f"launch.compression = {launch.compression!r}: must be none with launch.shard, which has its own "
+            "reduction of gradients"
+        )
+    if config.optimizer.name in NOT_SHARDED:
+        raise ValueError(
+            f"optimizer.name = {config.optimizer.name!r}: does not run with launch.shard; allowed is any but "
+            + ", ".join(NOT_SHARDED)
+        )
+    if config.train.precision == "fp16":
+        raise ValueError("train.precision = 'fp16': with launch.shard allowed are fp32, bf16, fp64")
+
+
+def _has_secret(uri: str) -> bool:
+    """Tell whether a URI holds a password, a key, or the user name of a web address, which may be a token."""
+    parts = urlsplit(uri)
+    user = parts.scheme in ("http", "https") and parts.username is not None
+    return user or parts.password is not None or bool(SECRET.search(parts.query))
+
+
+def _check_storage(storage: str | None) -> None:
+    if storage is not None and "://" in storage and _has_secret(storage):
+        raise ValueError(
+            "checkpoint.storage: must not hold a password or a key; leave them to the environment, as for "
+            "the tools of the store itself"
+        )
+
+
+def _check_loggers(loggers: Loggers) -> None:
+    uri = loggers.mlflow_uri
+    if uri is not None and _has_secret(uri):
+        # The value is left out: it would be in a log file now, as it would be in every table.
+        raise ValueError(
+            "loggers.mlflow_uri: must not hold a password; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or give the whole URI as MLFLOW_TRACKING_URI"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from kinds import Conv1D
 from torch import Tensor, nn
 
 from distsparse.config import RunConfig, override
@@ -44,7 +45,7 @@ def trained(config: RunConfig, folder: Path) -> tuple[dict[str, Tensor], dict[st
     history = History()
     reporter = LocalReporter(folder, keep=config.checkpoint.keep)
     train(config, check(config), reporter, history=history)
-    return *load_network(reporter.saved()[-1]), history
+    return *load_network(Path(reporter.saved()[-1])), history
 
 
 def untimed(rows: list[Row]) -> list[Row]:
@@ -216,3 +217,8 @@ class ByHand(nn.Module):
 
 def by_hand(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return ByHand(math.prod(input_shape), num_classes)
+
+
+def stored_in_out(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A layer whose weight is stored (in, out)."""
+    return Conv1D(math.prod(input_shape), num_classes)

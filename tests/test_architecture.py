@@ -22,6 +22,7 @@ STACK = [
     {"core"},
     {"methods", "models", "data", "optim"},
     {"config", "functional"},
+    {"loggers"},
     {"train"},
     {"launch"},
     {"sweep"},

@@ -12,7 +12,7 @@ import ray
 from parts import TINY, tiny
 
 from distsparse.cli.main import main
-from distsparse.config import COMPONENTS, SECTIONS, columns, override, parse
+from distsparse.config import COMPONENTS, SECTIONS, allowed_workers, columns, override, parse
 
 
 @pytest.fixture
@@ -61,6 +61,11 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["train.batch_size=10", "train.accumulation=4"],
         ["train.batch_size = 10", "multiple of 8"],
     ),
+    "more min_workers than workers": (
+        ["launch.min_workers=3"],
+        ["launch.min_workers = 3", "at most launch.workers, which is 2"],
+    ),
+    "no min_workers": (["launch.min_workers=0"], ["launch.min_workers = 0", "greater than 0"]),
     "batch_size over the data": (["train.batch_size=2000"], ["train.batch_size = 2000", "1437"]),
     "precision": (["train.precision=fp8"], ["train.precision = 'fp8'", "'fp32'"]),
     "infinite": (["train.clip_norm=.inf"], ["train.clip_norm = inf", "finite"]),
@@ -71,6 +76,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "seed": (["seed=-1"], ["seed = -1", "at least 0"]),
     "study": (["study=../x"], ["study = '../x'", "letters"]),
     "no section": (["train=fast"], ["train = 'fast'", "mapping"]),
+    "wandb": (["loggers.wandb=true"], ["loggers.wandb = True", "'online'", "'offline'"]),
+    "unknown tracker": (["loggers.tensorbord=true"], ["'loggers.tensorbord'", "did you mean 'tensorboard'"]),
     "nothing in a section": (["train=", "train.epochs=1"], ["train = None", "mapping"]),
     "no name": (["model.name=3"], ["model.name = 3", "text"]),
     "no component": (["model=[mlp]"], ["model = ['mlp']", "name"]),
@@ -188,9 +195,42 @@ def test_round_trip() -> None:
     assert parse(plain).key == config.key
 
 
+@pytest.mark.parametrize(
+    ("workers", "min_workers", "batch_size", "allowed"),
+    [
+        (8, 3, 256, [4, 8]),
+        (4, 1, 120, [1, 2, 3, 4]),
+        (4, 1, 100, [1, 2, 4]),
+        (2, None, 10, [2]),
+        (2, 2, 10, [2]),
+    ],
+)
+def test_allowed_workers_share_a_batch_equally(
+    workers: int, min_workers: int | None, batch_size: int, allowed: list[int]
+) -> None:
+    launch = {"launch.workers": workers, "launch.min_workers": min_workers}
+    assert allowed_workers(tiny({"train.batch_size": batch_size} | launch)) == allowed
+
+
+def test_min_workers_that_cannot_share_a_batch() -> None:
+    values = {"launch.workers": 4, "launch.min_workers": 3, "train.batch_size": 40}
+    with pytest.raises(
+        ValueError, match=r"^launch\.min_workers = 3: train\.batch_size = 40 .* from there to 3$"
+    ):
+        tiny(values)
+
+
 def test_how_often_a_run_begins_again_makes_no_other_trial() -> None:
     config = tiny({"launch.workers": 2})
-    again = override(config, {"launch.max_failures": 0, "launch.timeout_s": 5.0, "checkpoint.keep": 3})
+    again = override(
+        config,
+        {
+            "launch.max_failures": 0,
+            "launch.timeout_s": 5.0,
+            "launch.min_workers": 1,
+            "checkpoint.keep": 3,
+        },
+    )
     assert again.key == config.key
     assert override(config, {"launch.cpus_per_worker": 2.0}).key != config.key
 
@@ -263,11 +303,38 @@ def test_set_values_are_yaml(no_ray: None) -> None:
 def test_key_is_of_what_determines_the_network() -> None:
     base = tiny()
     same = {"study": "other", "checkpoint.every_steps": 5, "checkpoint.keep": 1, "latency.measure": True}
+    same |= {"loggers.tensorboard": True, "loggers.tags": ["mine"], "loggers.mlflow_uri": "http://host"}
     for path, value in same.items():
         assert override(base, {path: value}).key == base.key, path
     other = {"seed": 1, "method.alpha": 0.2, "model.hidden": [17], "train.epochs": 3, "launch.workers": 2}
     keys = {override(base, {path: value}).key for path, value in other.items()}
     assert len(keys | {base.key}) == len(other) + 1
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:geheim@mlflow.internal",
+        "https://geheim@mlflow.internal",
+        "mysql://host/db?user=me&password=geheim",
+        "https://host?token=geheim",
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(
+    uri: str, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", "--set", f"loggers.mlflow_uri={uri}"], capsys)
+    assert "loggers.mlflow_uri: must not hold a password" in error
+    assert "geheim" not in error
+
+
+@pytest.mark.parametrize("uri", ["s3://me:geheim@bucket/runs", "s3://bucket/runs?secret_key=geheim"])
+def test_a_key_of_a_store_is_refused_and_not_repeated(
+    uri: str, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", "--set", f"checkpoint.storage={uri}"], capsys)
+    assert "checkpoint.storage: must not hold a password or a key" in error
+    assert "geheim" not in error
 
 
 def test_key_does_not_depend_on_what_was_said_or_in_which_order() -> None:

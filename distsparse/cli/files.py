@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -25,6 +26,24 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file}: must hold a mapping, not {type(values).__name__}")
     return values
+
+
+def output_folder(text: str) -> Path:
+    """Return the folder that ``--output`` names: a path, or a ``file://`` URI of one.
+
+    Raises:
+        ValueError: a URI of something else. Trials are claimed by locks, which an object store has not, and
+            what its client writes replaces what is there: two commands would train, and write, one trial.
+    """
+    if "://" not in text:
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    raise ValueError(
+        f"--output {text}: must be a folder, or file:///folder: a file system's locks claim trials. "
+        "Checkpoints can be there (checkpoint.storage); tables can be copied there, and are read from there"
+    )
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

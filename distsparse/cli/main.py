@@ -10,7 +10,20 @@ import warnings
 from collections.abc import Sequence
 from types import FrameType
 
-from distsparse.cli import methods, pareto, results, sweep, train
+from distsparse.cli import (
+    best,
+    compact,
+    compare,
+    importance,
+    latency,
+    methods,
+    pareto,
+    report,
+    results,
+    summary,
+    sweep,
+    train,
+)
 from distsparse.version import __version__
 
 EPILOG = """\
@@ -30,7 +43,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"distsparse {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, sweep, results, pareto, methods):
+    for command in (
+        train,
+        sweep,
+        results,
+        summary,
+        pareto,
+        best,
+        compare,
+        importance,
+        report,
+        latency,
+        compact,
+        methods,
+    ):
         command.add(commands)
     return top
 

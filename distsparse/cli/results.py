@@ -7,7 +7,7 @@ import argparse
 import pandas as pd
 
 from distsparse.cli import tables
-from distsparse.results import TABLES
+from distsparse.results import TABLES, sql
 
 OUTCOMES = ("accuracy", "sparsity", "latency_ms", "wall_s")
 EPILOG = """\
@@ -15,6 +15,7 @@ examples:
   distsparse results results --sort accuracy --reverse
   distsparse results results --study delta_T --columns trial,method.delta_T,accuracy --csv delta_T.csv
   distsparse results results/delta_T --table rewires
+  distsparse results results --sql 'select "method.name", avg(accuracy) from trials group by all'
 """
 
 
@@ -35,6 +36,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--columns", metavar="A,B", help="columns to print and to write (default: the telling ones)"
     )
+    parser.add_argument(
+        "--sql",
+        metavar="QUERY",
+        help="print the answer to a query over the tables instead (needs DuckDB: distsparse[sql])",
+    )
     parser.add_argument("--sort", metavar="COL", help="sort by this column, smallest first")
     parser.add_argument("--reverse", action="store_true", help="with --sort: largest first")
     parser.add_argument(
@@ -49,6 +55,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: results that are not there or cannot be read, or an unknown column.
     """
+    if args.sql:
+        frame = sql(args.sql, tables.source(args.directory, study=args.study))
+        print(tables.render(frame, list(frame.columns)))
+        if args.csv:
+            tables.write_csv(frame, args.csv)
+            print(f"wrote {args.csv}")
+        return
     frame = tables.read(args.directory, study=args.study, table=args.table)
     if args.reverse and not args.sort:
         raise ValueError("--reverse needs --sort COL")

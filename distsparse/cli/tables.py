@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from distsparse.results import config_columns, load, replacing, studies
+from distsparse.results import load, replacing, settings, studies
+from distsparse.results.remote import below, is_uri, opened
 
 MAX_CELL = 28
 MAX_ERROR = 120
@@ -22,21 +23,68 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", metavar="STUDY", help="only this study (default: all in DIR)")
 
 
+def add_csv(parser: argparse.ArgumentParser) -> None:
+    """Add the option --csv."""
+    parser.add_argument("--csv", metavar="FILE", help="also write the rows as CSV, in full precision")
+
+
+def add_objectives(parser: argparse.ArgumentParser) -> None:
+    """Add the options --maximize and --minimize, which may be repeated."""
+    parser.add_argument(
+        "--maximize", metavar="COL", action="append", default=[], help="an objective, more is better"
+    )
+    parser.add_argument(
+        "--minimize", metavar="COL", action="append", default=[], help="an objective, less is better"
+    )
+
+
+def columns(text: str | None) -> list[str] | None:
+    """Return the names in ``a,b``; None for None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def limits(assignments: Sequence[str], option: str) -> dict[str, float]:
+    """Return ``["latency_ms=2"]`` as ``{"latency_ms": 2.0}``.
+
+    Raises:
+        ValueError: no equals sign, or not a number behind it.
+    """
+    values = {}
+    for assignment in assignments:
+        name, _, number = assignment.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{option} {assignment}: must be COL=NUMBER, for example latency_ms=2") from None
+    return values
+
+
 def read(directory: str, *, study: str | None, table: str = "trials") -> pd.DataFrame:
     """Load a table from a results folder, or only one study of it.
 
     Raises:
         ValueError: no such folder, study or table, nothing there yet, or a file that cannot be read.
     """
+    return load(source(directory, study=study), table)
+
+
+def source(directory: str, *, study: str | None) -> str:
+    """Return the folder that DIR and --study name.
+
+    Raises:
+        ValueError: no such folder or study.
+    """
     if study is None:
-        return load(directory, table)
+        return directory
     known = studies(directory)
     if study not in known:
         raise ValueError(
             f"--study = {study!r}: no such study in {directory}; there: {', '.join(known) or 'none'}"
         )
-    below = Path(directory) / study
-    return load(below if below.is_dir() else directory, table)
+    if is_uri(directory):
+        return directory if opened(directory).name == study else below(directory, study)
+    folder = Path(directory) / study
+    return str(folder) if folder.is_dir() else directory
 
 
 def split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,12 +94,8 @@ def split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def varying(trials: pd.DataFrame) -> list[str]:
-    """Return what tells trials apart: study, seed and configuration columns with more than one value.
-
-    A parameter that some methods do not have differs only where it has two values.
-    """
-    candidates = ["study", *config_columns(trials), "seed"]
-    return [name for name in candidates if trials[name].nunique() > 1]
+    """Return what tells trials apart: study and settings with more than one value, and the seed."""
+    return [*settings(trials), *(["seed"] if trials["seed"].nunique() > 1 else [])]
 
 
 def check_columns(frame: pd.DataFrame, names: Iterable[str], option: str) -> None:
@@ -89,6 +133,8 @@ def cell(value: Any) -> str:
     """Return a value as a short text: floats to four significant digits, '-' for none."""
     if value is None or pd.isna(value):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, pd.Timestamp):

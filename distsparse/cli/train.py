@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from distsparse.cli.files import parse_assignments, read_yaml
+from distsparse.cli.files import output_folder, parse_assignments, read_yaml
 
 EPILOG = """\
 examples:
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     config = override(read_yaml(args.config) if args.config else {}, values)
     if args.address and config.launch.workers == 0:
         raise ValueError("--address: without --workers the run does not use Ray; say how many workers")
-    root = Path(args.output)
+    root = output_folder(args.output)
     row = launch(config, root, resume=args.resume, verbose=True, address=args.address)
     if row["status"] == "failed":
         print(f"failed: {row['error']}")

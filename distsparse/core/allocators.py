@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distsparse.core.signals import Signals
+from distsparse.dist import Whole
 from distsparse.ops import allocation
 from distsparse.ops.allocation import Allocation, SensitivityNorm, apportion
 from distsparse.ops.curves import from_curves
-from distsparse.ops.flags import count
-from distsparse.ops.select import Scored, Scores, flat_scores, top_k_counts
+from distsparse.ops.select import Scored, Scores, flat_scores
 
 UpdateAllocationName = Literal[
     "uniform", "uniform_first_dense", "er", "erk", "sensitivity", "global_magnitude", "lamp"
@@ -39,11 +39,19 @@ class LayerUnits:
     """of each unit: the prune's, or the magnitude where that is random; made anew at each call, for it may be
     as large as the weight"""
     num_weights: int
+    """of the whole layer"""
+    whole: Whole = Whole()  # noqa: RUF009  has no state
+    """of which ``active`` and ``score`` are the rows of this process"""
 
-    @property
+    @cached_property
+    def num_units(self) -> int:
+        """Units of the whole layer."""
+        return self.whole.total(torch.tensor(self.active.numel(), device=self.active.device))
+
+    @cached_property
     def num_active(self) -> int:
-        """Active units, the most that a prune can leave."""
-        return count(self.active)
+        """Active units of the whole layer, the most that a prune can leave."""
+        return self.whole.count(self.active)
 
 
 Layers = Mapping[str, LayerUnits]
@@ -57,6 +65,8 @@ class Allocator:
     name: str
     counts: Counts
     needs: frozenset[str] = frozenset()
+    runs_sharded: bool = True
+    """it takes sums over a layer from :class:`LayerUnits` and ``Signals.whole``"""
 
 
 def allocator(
@@ -86,7 +96,7 @@ def allocator(
         case "global_magnitude":
             return Allocator(name, lambda layers, total, signals: _globally(layers, total))
         case "lamp":
-            return Allocator(name, lambda layers, total, signals: _by_lamp(layers, total))
+            return Allocator(name, lambda layers, total, signals: _by_lamp(layers, total), runs_sharded=False)
         case "layer_scan":
             return Allocator(name, _layer_scan, frozenset({"loss_curve"}))
 
@@ -100,7 +110,7 @@ def _in_units(layers: Layers, total: int, allocate: Allocation) -> list[int]:
     shapes = [layer.shape for layer in layers.values()]
     caps = [layer.num_active for layer in layers.values()]
     sizes = [layer.num_weights for layer in layers.values()]
-    units = [layer.active.numel() for layer in layers.values()]
+    units = [layer.num_units for layer in layers.values()]
     if units == sizes:
         return allocate(shapes, total, caps)
     weights = allocate(shapes, round(total / sum(units) * sum(sizes)), sizes)
@@ -113,9 +123,9 @@ def _sensitivity(norm: SensitivityNorm) -> Allocator:
     def counts(layers: Layers, total: int, signals: Callable[[str, str], Signals]) -> list[int]:
         sensitivities = []
         for name in layers:
-            gradient = signals(name, "allocate").grad
-            assert gradient is not None
-            sensitivities.append(allocation.sensitivity_of(gradient, norm))
+            of_layer = signals(name, "allocate")
+            assert of_layer.grad is not None
+            sensitivities.append(allocation.sensitivity_of(of_layer.grad, norm, summed=of_layer.whole.sum))
         return _in_units(layers, total, partial(allocation.sensitivity, sensitivities=sensitivities))
 
     return Allocator("sensitivity", counts, frozenset({"grad"}))
@@ -136,7 +146,8 @@ def _globally(layers: Layers, total: int) -> list[int]:
     def scored(layer: LayerUnits) -> Scored:
         return layer.score(), layer.active
 
-    return top_k_counts([partial(scored, layer) for layer in layers.values()], total)
+    whole = next(iter(layers.values())).whole
+    return whole.top_k_counts([partial(scored, layer) for layer in layers.values()], total)
 
 
 def _by_lamp(layers: Layers, total: int) -> list[int]:
@@ -146,7 +157,7 @@ def _by_lamp(layers: Layers, total: int) -> list[int]:
         return scored
 
     scored = [(_lamp(layer), layer.active) for layer in layers.values()]
-    return top_k_counts([partial(given, part) for part in scored], total)
+    return Whole().top_k_counts([partial(given, part) for part in scored], total)
 
 
 def _lamp(layer: LayerUnits) -> Tensor:

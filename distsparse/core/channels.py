@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from distsparse.core.weights import SparseWeight, unwrap
+from distsparse.core.weights import SparseWeight, own_class, unwrap
+from distsparse.dist.layout import local, own_rows
 
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -66,6 +67,13 @@ class Channels:
     """what stands against the removal of a channel; None where one may be removed"""
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        # FSDP2's subclass of a layer is of another Python module than torch.nn, where fx looks for leaves.
+        own = own_class(module)
+        return own.__module__.startswith("torch.nn") and not issubclass(own, nn.Sequential)
+
+
 def trace(model: nn.Module) -> fx.Graph:
     """Return a model's graph.
 
@@ -73,7 +81,7 @@ def trace(model: nn.Module) -> fx.Graph:
         ValueError: its forward cannot be traced symbolically, for example where control flow depends on data.
     """
     try:
-        return fx.Tracer().trace(model)
+        return _Tracer().trace(model)
     except Exception as error:  # whatever a model's own code makes of values without a value
         raise ValueError(
             f"model {type(model).__name__} cannot be traced by torch.fx, so what follows its layers is "
@@ -87,7 +95,7 @@ def keeps_zero(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         module = modules[str(node.target)]
         if type(module) is nn.Flatten:
             return "flatten" if (module.start_dim, module.end_dim) == (1, -1) else None
-        return _MODULES.get(type(module))
+        return _MODULES.get(own_class(module))
     if node.target in (torch.flatten, "flatten"):
         positional = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
         dims = {"start_dim": 0, "end_dim": -1, **positional, **node.kwargs}
@@ -115,7 +123,7 @@ def channels_of(model: nn.Module) -> dict[str, Channels]:
     }
     found = {}
     for node in graph.nodes:
-        if node.op == "call_module" and type(modules[node.target]) in LAYERS:
+        if node.op == "call_module" and own_class(modules[node.target]) in LAYERS:
             found[node.target] = _follow(node, modules, once)
     return found
 
@@ -143,7 +151,7 @@ def _follow(start: fx.Node, modules: Mapping[str, nn.Module], once: set[str]) ->
                 repeat, rest = divmod(size, num_channels)
                 if rest or (repeat != 1 and layout != "flat"):
                     obstacle = f"{user.target} reads another number of channels"
-                elif type(module) in NORMS:
+                elif own_class(module) in NORMS:
                     norms.append(Follower(str(user.target), repeat))
                     queue.append((user, layout))
                 else:
@@ -155,12 +163,13 @@ def _follow(start: fx.Node, modules: Mapping[str, nn.Module], once: set[str]) ->
 
 def _size(module: nn.Module, layout: Layout) -> int | None:
     """Return how many channels a norm or a reader takes in this layout; None for any other module."""
-    if type(module) in NORMS and ((type(module) is nn.BatchNorm1d) or layout == "map"):
+    of = own_class(module)
+    if of in NORMS and (of is nn.BatchNorm1d or layout == "map"):
         return int(getattr(module, "num_features"))  # noqa: B009
     if layout == "map":
-        ungrouped = type(module) in LAYERS[1:] and getattr(module, "groups") == 1  # noqa: B009
+        ungrouped = of in LAYERS[1:] and getattr(module, "groups") == 1  # noqa: B009
         return int(getattr(module, "in_channels")) if ungrouped else None  # noqa: B009
-    return int(getattr(module, "in_features")) if type(module) is nn.Linear else None  # noqa: B009
+    return int(getattr(module, "in_features")) if of is nn.Linear else None  # noqa: B009
 
 
 @dataclass(frozen=True)
@@ -177,9 +186,11 @@ class Companion:
         value: Tensor | None = getattr(self.owner, self.attribute, None)
         return value
 
-    def closed(self, mask: Tensor) -> Tensor:
-        """Return a bool vector of the entries whose row of a layer's mask is all inactive."""
-        return (~mask.any(1)).repeat_interleave(self.repeat)
+    def closed(self, rows: Tensor) -> Tensor:
+        """Return bool flags of the entries held here whose row is inactive, from flags of all such rows."""
+        entries = rows.repeat_interleave(self.repeat)
+        assert self.tensor is not None
+        return own_rows(entries, self.tensor)
 
 
 def companions(model: nn.Module, weights: Sequence[SparseWeight]) -> dict[str, list[Companion]]:
@@ -219,4 +230,4 @@ def zero_closed(companion: Companion, closed: Tensor, state: Mapping[Any, Mappin
     assert tensor is not None
     for value in (tensor, *state.get(tensor, {}).values()):
         if isinstance(value, Tensor) and value.shape == tensor.shape:
-            value.detach().masked_fill_(closed, 0)
+            local(value.detach()).masked_fill_(closed, 0)

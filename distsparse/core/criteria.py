@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from distsparse.core.signals import Signals
 from distsparse.ops.flags import at
-from distsparse.ops.select import Scores
+from distsparse.ops.select import Magnitudes, Scores
 from distsparse.ops.structure import Pooling, Structure
 
 INITIAL_SIGNALS = frozenset({"grad", "grad_abs", "hessian_grad", "flow", "loss_curve"})
@@ -34,6 +33,13 @@ class Criterion:
     """equal scores are ranked at random, not by index"""
     elementwise: bool = False
     """a weight's score depends on that weight's own signals alone, so it can be made for a few of them"""
+    magnitude_of: Callable[[Signals], Tensor] | None = None
+    """the tensor of which the score is the magnitude, if it is"""
+
+    @property
+    def runs_sharded(self) -> bool:
+        """Whether the scores of some rows are known to be those that they have in the whole layer."""
+        return self.elementwise or self is random
 
     def of_units(self, signals: Signals, structure: Structure) -> Tensor:
         """Return the scores of a layer's units, (unit rows, unit cols)."""
@@ -46,10 +52,12 @@ class Criterion:
     def scores(self, signals: Signals, structure: Structure) -> Scores:
         """Return the scores of :meth:`of_units`, made when asked for where the criterion allows it."""
         if self is random:
-            return signals.random_bits_at
+            return signals.random_scores()
         if not self.elementwise or structure.tile != (1, 1) or self.random_ties:
             return partial(at, self.of_units(signals, structure).reshape(-1))
         flat = signals.flat()
+        if self.magnitude_of is not None:
+            return Magnitudes(self.magnitude_of(flat))
         return lambda index: self.score(flat.at(index))
 
 
@@ -59,10 +67,11 @@ def _ties_at_random(scores: Tensor, signals: Signals) -> Tensor:
     Raises:
         FloatingPointError: a score is NaN.
     """
-    if bool(scores.isnan().any()):
+    if signals.whole.any(scores.isnan()):
         raise FloatingPointError("a score is NaN")
-    rank: Tensor = torch.unique(scores, return_inverse=True)[1]
-    return (rank << 32) | (signals.random_bits((scores.shape[0], scores.shape[1])) & 0xFFFFFFFF)
+    return (signals.whole.ranks(scores) << 32) | (
+        signals.random_bits((scores.shape[0], scores.shape[1])) & 0xFFFFFFFF
+    )
 
 
 def _present(tensor: Tensor | None) -> Tensor:
@@ -70,7 +79,12 @@ def _present(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-magnitude = Criterion("magnitude", lambda signals: signals.weight.abs(), elementwise=True)
+magnitude = Criterion(
+    "magnitude",
+    lambda signals: signals.weight.abs(),
+    elementwise=True,
+    magnitude_of=lambda signals: signals.weight,
+)
 """|w|; a tile's is its L1 norm: what SET, RigL and magnitude pruning keep."""
 
 random = Criterion(
@@ -84,6 +98,7 @@ gradient = Criterion(
     frozenset({"grad_abs"}),
     pooling="norm",
     elementwise=True,
+    magnitude_of=lambda signals: _present(signals.grad_or_sum),
 )
 """|mean over the global batch of ∂L/∂w|: reduced first, then the magnitude (RigL, section 3)."""
 
@@ -93,6 +108,7 @@ momentum = Criterion(
     frozenset({"grad_ema"}),
     pooling="norm",
     elementwise=True,
+    magnitude_of=lambda signals: _present(signals.grad_ema),
 )
 """|exponential moving average of the gradient| (SNFS, Dettmers and Zettlemoyer 2019, arXiv:1907.04840)."""
 

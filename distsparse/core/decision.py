@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from distsparse.core.events import LayerChange
 from distsparse.core.topology import Topology
-from distsparse.ops.digest import packed_digest, to_hex
+from distsparse.dist import Whole
+from distsparse.ops.compare import compare
+from distsparse.ops.digest import to_hex
 from distsparse.ops.flags import count
-from distsparse.ops.packed import pack, unpack
+from distsparse.ops.packed import unpack
 from distsparse.ops.structure import Structure
 
 
@@ -45,22 +49,42 @@ class Decision:
         )
 
 
-def decided(topology: Topology, before: Mapping[str, Tensor], structure: Structure) -> Decision:
-    """Return the decision for a topology of one layer; ``before`` holds the masks it is compared with."""
+def decided(
+    topology: Topology,
+    before: Mapping[str, Tensor],
+    structure: Structure,
+    whole: Whole,
+    *,
+    shape: tuple[int, ...],
+    first_row: int = 0,
+) -> Decision:
+    """Return the decision for a topology of one layer.
+
+    Args:
+        topology: of the layer; of a sharded one the rows of this process.
+        before: the masks that it is compared with.
+        structure: tiles and groups.
+        whole: sums over all rows of the layer.
+        shape: of the whole weight.
+        first_row: the place of the rows here in the whole.
+    """
     ((name, mask),) = topology.masks.items()
-    nnz, num_before = count(mask), count(before[name])
-    num_changed = count(mask ^ before[name])
+    found = compare(mask, before[name], first_row=first_row)
+    numbers = [found.num, found.num_before, found.num_changed]
+    numbers.append(found.num if structure.tile == (1, 1) else count(structure.units(mask)))
+    digest = found.digest
+    if whole.is_sharded:
+        *numbers, total = whole.sum(torch.stack([*map(digest.new_tensor, numbers), digest])).tolist()
+        digest = digest.new_tensor(total)
+    nnz, num_before, num_changed, num_units = numbers
     num_dropped = (num_changed + num_before - nnz) // 2
-    words = pack(mask)
-    digest = packed_digest(words)
     change = LayerChange(
         name=name,
         num_dropped=num_dropped,
         num_grown=num_changed - num_dropped,
         nnz=nnz,
-        num_weights=mask.numel(),
+        num_weights=math.prod(shape),
         fraction=num_dropped / num_before if num_before else 0.0,
         digest=to_hex(int(digest)),
     )
-    num_units = nnz if structure.tile == (1, 1) else count(structure.units(mask))
-    return Decision(change, digest, replace(topology, masks={name: words}), num_units)
+    return Decision(change, digest, replace(topology, masks={name: found.words}), num_units)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distsparse.core.method import Method
 from distsparse.core.weights import SparseWeight
+from distsparse.dist import layout
 
 EMA_DECAY = 0.9
 """of ``grad_ema``: the momentum of SNFS's experiments"""
@@ -51,19 +52,20 @@ class GradientMemory:
         )
 
     def current(self, step: int) -> dict[str, Tensor]:
-        """Return each weight's gradient as (rows, cols).
+        """Return each weight's gradient as (rows, cols), of a sharded one the rows here.
 
         Raises:
             ValueError: a weight has none.
         """
         gradients = {}
         for name, weight in self._weights.items():
-            if weight.parameter.grad is None:
+            gradient = weight.gradient_rows
+            if gradient is None:
                 raise ValueError(
                     f"weight {name!r} has no gradient at step {step}: call step() after backward() "
                     "and before zero_grad()"
                 )
-            gradients[name] = weight.matrix(weight.parameter.grad)
+            gradients[name] = gradient
         return gradients
 
     def add(self, step: int) -> None:
@@ -95,8 +97,9 @@ class GradientMemory:
         return found
 
     def not_finite(self) -> Tensor:
-        """Return a 0-dim bool: any gradient has a NaN or an infinity."""
-        gradients = [w.parameter.grad for w in self._weights.values() if w.parameter.grad is not None]
+        """Return a 0-dim bool: any gradient here has a NaN or an infinity."""
+        found = [weight.gradient_rows for weight in self._weights.values()]
+        gradients = [gradient for gradient in found if gradient is not None]
         if not gradients:
             return torch.tensor(False, device=next(iter(self._weights.values())).parameter.device)
         # A sum is finite only if every term is, and costs one pass without a temporary of the layer's size.
@@ -107,15 +110,20 @@ class GradientMemory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered."""
-        return {
-            "grad_abs": {name: value.clone() for name, value in self._abs.items()},
-            "grad_ema": {name: value.clone() for name, value in self._ema.items()},
-        }
+
+        def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: layout.row_shard(v.clone(), self._weights[n].parameter) for n, v in values.items()}
+
+        return {"grad_abs": copied(self._abs), "grad_ema": copied(self._ema)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
 
         def moved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {n: v.to(self._weights[n].parameter.device, copy=True) for n, v in values.items()}
+            parameters = {name: weight.parameter for name, weight in self._weights.items()}
+            return {
+                name: layout.own_rows(value, parameters[name]).to(parameters[name].device, copy=True)
+                for name, value in values.items()
+            }
 
         self._abs, self._ema = moved(state["grad_abs"]), moved(state["grad_ema"])

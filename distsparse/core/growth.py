@@ -16,7 +16,9 @@ NORMAL_SCALE = 0.1
 """of ``normal``: relative to He's initialization"""
 
 
-def grown_values(init: GrowInit, grown: Tensor, key: int, dtype: torch.dtype) -> Tensor:
+def grown_values(
+    init: GrowInit, grown: Tensor, key: int, dtype: torch.dtype, *, first_row: int = 0
+) -> Tensor:
     """Return (rows, cols) values for the positions ``grown``, and zero elsewhere.
 
     "normal" has standard deviation 0.1 · √(2 / cols), a tenth of He's initialization of the dense layer: of
@@ -28,10 +30,12 @@ def grown_values(init: GrowInit, grown: Tensor, key: int, dtype: torch.dtype) ->
         grown: bool (rows, cols): active now and inactive before the update.
         key: of the layer's random numbers at this step, see :func:`distsparse.ops.counter_rng.key`.
         dtype: of the values; drawn in float64.
+        first_row: place of the rows in the whole layer.
     """
     values = torch.zeros(grown.numel(), dtype=dtype, device=grown.device)
     if init == "normal":
         position = grown.reshape(-1).nonzero().squeeze(1)
+        first = first_row * grown.shape[1]
         std = NORMAL_SCALE * math.sqrt(2 / grown.shape[1])
-        values[position] = (std * counter_rng.normal(key, position)).to(dtype)
+        values[position] = (std * counter_rng.normal(key, position + first)).to(dtype)
     return values.reshape(grown.shape)

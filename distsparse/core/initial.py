@@ -12,6 +12,7 @@ from torch.func import functional_call
 from distsparse.core.loss_curves import SPARSITIES, mean_losses
 from distsparse.core.weights import SparseWeight, unwrap
 from distsparse.dist import Comm
+from distsparse.dist.layout import is_sharded, local
 
 Batch = Any
 LossFn = Callable[[nn.Module, Batch], Tensor]
@@ -35,12 +36,16 @@ def initial_signals(
     bare = unwrap(model)
     softened = bare if temperature == 1 else _Softened(bare, temperature)
     parameters = [weight.parameter for weight in weights.values()]
+    sharded = is_sharded(parameters[0])
     buffers = [buffer.clone() for buffer in bare.buffers()]
     found: dict[str, list[Tensor]] = {}
-    if needs & {"grad", "grad_abs", "hessian_grad"}:
+    if sharded and needs & {"grad", "grad_abs"}:
+        found["grad"] = _sharded_mean_gradient(softened, batches, loss_fn, parameters, comm)
+    elif needs & {"grad", "grad_abs", "hessian_grad"}:
         found["grad"] = _mean(
             batches, lambda batch: _gradient(softened, batch, loss_fn, parameters), parameters, comm
         )
+    if "grad" in found:
         found["grad_abs"] = [gradient.abs() for gradient in found["grad"]]
     if "hessian_grad" in needs:
         gradient = found["grad"]
@@ -82,6 +87,42 @@ def _gradient(
     model: nn.Module, batch: Batch, loss_fn: LossFn, parameters: Sequence[nn.Parameter]
 ) -> Sequence[Tensor]:
     return torch.autograd.grad(loss_fn(model, batch), parameters)
+
+
+def _sharded_mean_gradient(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    parameters: Sequence[nn.Parameter],
+    comm: Comm,
+) -> list[Tensor]:
+    """Return this rank's parts of the mean gradient over all ranks' batches.
+
+    FSDP2 gathers and scatters in hooks of a backward pass that ends in the parameters, so all ranks must make
+    equally many.
+
+    Raises:
+        ValueError: ranks hold different numbers of batches, or none.
+    """
+    held = torch.tensor([len(batches)], device=parameters[0].device)
+    numbers = [int(number) for number in comm.gather(held)]
+    if len(set(numbers)) > 1 or not numbers[0]:
+        raise ValueError(
+            f"this method's first topology needs data: with sharded weights as many batches on every rank, "
+            f"and at least one; ranks hold {numbers}"
+        )
+    kept = [parameter.grad for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
+    for batch in batches:
+        loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
+    found = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        found.append(torch.zeros_like(local(parameter.detach())) if gradient is None else local(gradient))
+    for parameter, gradient in zip(model.parameters(), kept, strict=True):
+        parameter.grad = gradient
+    return [gradient / len(batches) for gradient in found]
 
 
 def _hessian_product(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -14,10 +15,10 @@ from distsparse.core.allocators import Allocator, LayerUnits
 from distsparse.core.criteria import Criterion, magnitude, random
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
+from distsparse.dist import Whole
 from distsparse.ops.allocation import apportion, num_active
-from distsparse.ops.flags import count
 from distsparse.ops.schedule import Schedule
-from distsparse.ops.select import Scored, Scores, top_k_counts, top_k_mask
+from distsparse.ops.select import Scored, Scores
 from distsparse.ops.structure import Structure
 
 Scope = Literal["layer", "global"]
@@ -25,7 +26,10 @@ Scope = Literal["layer", "global"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a move sees. Every value is equal on all ranks."""
+    """What a move sees. Every value is equal on all ranks, but for the masks and signals of a sharded model.
+
+    Of these a rank has its own rows; what is true of a whole layer (counts, choices) is asked of ``whole``.
+    """
 
     topology: Topology
     """as the moves before this one left it."""
@@ -40,6 +44,9 @@ class Context:
     sparsity: float
     """scheduled sparsity of all layers together."""
     structure: Structure = Structure()  # noqa: RUF009  frozen
+    whole: Whole = Whole()  # noqa: RUF009  has no state
+    first_rows: Mapping[str, int] = field(default_factory=dict)
+    """place of the rows here in the whole layer, 0 where a layer is not in it"""
 
     def units(self, name: str) -> Tensor:
         """Return a layer's active units, bool (unit rows, unit cols)."""
@@ -60,12 +67,50 @@ class Context:
         """Return a criterion's scores of a layer's units."""
         return by.scores(self.signals(name, purpose), self.structure)
 
-    def best(self, by: Criterion, name: str, purpose: str, counts: Tensor, candidates: Tensor) -> Tensor:
-        """Return the best candidates of each group of a layer, by a criterion."""
+    def best(
+        self,
+        by: Criterion,
+        name: str,
+        purpose: str,
+        counts: Tensor,
+        candidates: Tensor,
+        held: Tensor | None = None,
+    ) -> Tensor:
+        """Return the best candidates of each group of a layer, by a criterion.
+
+        ``counts`` are each group's, and ``held`` its candidates, where these are counted already.
+        """
         if self.structure.group == "layer":
-            return top_k_mask(self.scores(by, name, purpose), int(counts), candidates)
+            num = None if held is None else int(held)
+            scores = self.scores(by, name, purpose)
+            return self.whole.top_k_mask(scores, int(counts), candidates, num_candidates=num)
         score = by.of_units(self.signals(name, purpose), self.structure)
-        return self.structure.top_k(score, counts, candidates)
+        return self.whole.together(partial(self.structure.top_k, score, counts, candidates))
+
+    def filled(self, by: Criterion, name: str, purpose: str, wanted: Tensor, active: Tensor) -> Tensor:
+        """Return a layer's active units and the best vacant ones, by a criterion.
+
+        ``wanted`` and ``active`` are each group's number of units afterwards and now.
+        """
+        units = self.units(name)
+        if self.structure.group == "layer" and name not in self.topology.allowed:
+            scores, num = self.scores(by, name, purpose), int(active)
+            return self.whole.filled_mask(scores, int(wanted) - num, units, num_active=num)
+        return self.best(by, name, purpose, wanted - active, self.vacant(name)).logical_or_(units)
+
+    def counts(self, units: Tensor) -> Tensor:
+        """Return int64 (groups,): how many units of each group are set; a layer is one group."""
+        if self.structure.group == "layer":
+            return torch.tensor([self.whole.count(units)], device=units.device)
+        return self.structure.counts(units)
+
+    def total(self, counts: Tensor) -> int:
+        """Return the sum of a layer's :meth:`counts`, over all ranks."""
+        return int(counts) if self.structure.group == "layer" else self.whole.total(counts)
+
+    def group_counts(self, target: int, allowed: Tensor) -> Tensor:
+        """Return int64 (groups,): how many units each group holds, see :class:`Structure`."""
+        return self.structure.group_counts(target, allowed, summed=self.whole.sum)
 
     def of(self, name: str) -> Context:
         """Return the context of one layer; ``shapes`` still tells its place among the others."""
@@ -86,6 +131,8 @@ class Move:
     name: str
     apply: Callable[[Context], Topology]
     needs: frozenset[str] = frozenset()
+    runs_sharded: bool = False
+    """it takes what is true of a whole layer from ``Context.whole``, so a rank may hold some of its rows"""
     local: bool = False
     """a layer's outcome depends on no other layer's masks, so that layers may take their turns"""
     parts: tuple[Move, ...] = ()
@@ -141,31 +188,38 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
                 shape=context.shapes[name],
                 active=context.units(name),
                 score=partial(context.scores, magnitude if by is random else by, name, "prune"),
-                num_weights=masks[name].numel(),
+                num_weights=math.prod(context.shapes[name]),
+                whole=context.whole,
             )
             for name in names
         }
         total = min(
-            num_active(sum(layer.active.numel() for layer in layers.values()), context.sparsity),
+            num_active(sum(layer.num_units for layer in layers.values()), context.sparsity),
             sum(layer.num_active for layer in layers.values()),
         )
         wanted = dict(zip(names, allocation.counts(layers, total, context.signals), strict=True))
         return replace(context.topology, requested={**context.topology.requested, **wanted})
 
     def cut(context: Context) -> Topology:
-        structure, topology = context.structure, context.topology
+        topology = context.topology
         kept = {name: context.units(name) for name in topology.masks}
         targets = dict(topology.targets)
         for name in pruned(context):
-            counts = structure.group_counts(topology.requested[name], context.allowed(name))
-            counts = torch.minimum(counts, structure.counts(kept[name]))
-            kept[name] = context.best(by, name, "prune", counts, kept[name])
-            targets[name] = count(kept[name])
+            held = context.counts(kept[name])
+            counts = context.group_counts(topology.requested[name], context.allowed(name))
+            counts = torch.minimum(counts, held)
+            kept[name] = context.best(by, name, "prune", counts, kept[name], held=held)
+            targets[name] = context.total(counts)
         return replace(context.with_units(kept), targets=targets)
 
     parts = Move("allocate", allocate), Move("cut", cut, local=True)
-    needs = by.needs | allocation.needs
-    return Move(f"prune({by.name}, {allocation.name})", partial(run, parts), needs, parts=parts)
+    return Move(
+        f"prune({by.name}, {allocation.name})",
+        partial(run, parts),
+        by.needs | allocation.needs,
+        runs_sharded=by.runs_sharded and allocation.runs_sharded,
+        parts=parts,
+    )
 
 
 def refill() -> Move:
@@ -178,21 +232,21 @@ def refill() -> Move:
     def apply(context: Context) -> Topology:
         topology = context.topology
         active = {name: context.units(name) for name in topology.masks}
-        room = [units.numel() - count(units) for units in active.values()]
-        num_units = sum(units.numel() for units in active.values())
+        room = [context.whole.count(~units) for units in active.values()]
+        num_units = sum(context.whole.count(units) for units in active.values()) + sum(room)
         added = num_active(num_units, context.sparsity) - (num_units - sum(room))
         if added <= 0:
             return topology
         filled = {
-            name: units | top_k_mask(torch.zeros_like(units, dtype=torch.uint8), more, ~units)
+            name: units | context.whole.top_k_mask(torch.zeros_like(units, dtype=torch.uint8), more, ~units)
             for (name, units), more in zip(
                 active.items(), apportion(room, added, room, none_empty=False), strict=True
             )
         }
-        targets = {name: count(units) for name, units in filled.items()}
+        targets = {name: context.whole.count(units) for name, units in filled.items()}
         return context.with_units(filled).with_targets(targets)
 
-    return Move("refill", apply)
+    return Move("refill", apply, runs_sharded=True)
 
 
 def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
@@ -208,24 +262,27 @@ def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
         def scored(name: str) -> Scored:
             return context.scores(by, name, "drop"), active[name]
 
-        counts = [count(units) for units in active.values()]
+        nums = [context.whole.count(units) for units in active.values()]
         if scope == "layer":
-            counts = [num - int(share * num) for num in counts]
+            counts = [num - int(share * num) for num in nums]
         else:
-            total = sum(counts)
-            counts = top_k_counts([partial(scored, name) for name in active], total - int(share * total))
+            parts = [partial(scored, name) for name in active]
+            counts = context.whole.top_k_counts(parts, sum(nums) - int(share * sum(nums)))
         kept = {}
-        for name, num_kept in zip(active, counts, strict=True):
+        for name, num_kept, num in zip(active, counts, nums, strict=True):
             score, units = scored(name)
-            kept[name] = top_k_mask(score, num_kept, units)
+            kept[name] = context.whole.top_k_mask(score, num_kept, units, num_candidates=num)
         return context.with_units(kept)
 
     name = f"drop({by.name}{', global' if scope == 'global' else ''})"
-    return Move(name, apply, by.needs, local=scope == "layer")
+    return Move(name, apply, by.needs, by.runs_sharded, local=scope == "layer")
 
 
 Share = Callable[[Signals, Tensor, Tensor], float]
-"""(signals, mask when the update began, mask now) → a layer's share of the vacancies, at least 0"""
+"""(signals, mask when the update began, mask now) → a layer's share of the vacancies, at least 0.
+
+Signals and masks may be some of the layer's rows: sums over all of them are those of ``signals.whole``.
+"""
 
 
 def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
@@ -248,7 +305,7 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
     def apply(context: Context) -> Topology:
         topology = context.topology
         kept = {layer: context.units(layer) for layer in topology.masks}
-        counts = {layer: int(units.sum()) for layer, units in kept.items()}
+        counts = {layer: context.whole.count(units) for layer, units in kept.items()}
         requested = {layer: topology.requested.get(layer, topology.targets[layer]) for layer in kept}
         vacancies = sum(requested.values()) - sum(counts.values())
         if vacancies < 0:  # the last rounding gave more than that away: nothing is free to move
@@ -259,7 +316,7 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
         ]
         empty = [layer for layer in kept if counts[layer] == 0][:vacancies]
         first = {layer: int(layer in empty) for layer in kept}
-        room = [int(context.allowed(layer).sum()) - counts[layer] - first[layer] for layer in kept]
+        room = [context.whole.count(context.allowed(layer)) - counts[layer] - first[layer] for layer in kept]
         # A layer without a share still takes what no other layer has room for.
         least = max(max(shares) * 1e-9, 1e-30)
         extra = apportion(
@@ -268,21 +325,21 @@ def redistribute(name: str, share: Share, needs: frozenset[str]) -> Move:
         wanted = {layer: counts[layer] + first[layer] + more for layer, more in zip(kept, extra, strict=True)}
         return _rounded_to_groups(context, wanted)
 
-    return Move(f"redistribute({name})", apply, needs)
+    return Move(f"redistribute({name})", apply, needs, runs_sharded=True)
 
 
 def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
     """Return targets near ``wanted`` that the groups can hold, with no group above its new count."""
-    structure, topology = context.structure, context.topology
-    if structure.group == "layer":
+    topology = context.topology
+    if context.structure.group == "layer":
         return replace(topology, targets=dict(wanted), requested=dict(wanted))
     cut, targets = {}, {}
     for name, number in wanted.items():
         units = context.units(name)
-        counts = structure.group_counts(number, context.allowed(name))
-        held = torch.minimum(counts, structure.grouped(units, False).sum(1))
+        counts = context.group_counts(number, context.allowed(name))
+        held = torch.minimum(counts, context.counts(units))
         cut[name] = context.best(magnitude, name, "redistribute", held, units)
-        targets[name] = int(counts.sum())
+        targets[name] = context.whole.total(counts)
     return replace(context.with_units(cut), targets=targets, requested=dict(wanted))
 
 
@@ -296,29 +353,29 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
     """
 
     def apply(context: Context) -> Topology:
-        topology = context.topology
+        topology, whole = context.topology, context.whole
         masks, targets, allowed = dict(topology.masks), dict(topology.targets), dict(topology.allowed)
         last = list(context.shapes)[-1]
         for name in [name for name in masks if not (protect_last and name == last)]:
             kept = context.units(name)
-            vacancies = targets[name] - int(kept.sum())
-            grown = top_k_mask(context.scores(by, name, "grow"), vacancies, ~kept)
+            vacancies = targets[name] - whole.count(kept)
+            grown = whole.top_k_mask(context.scores(by, name, "grow"), vacancies, ~kept)
             salient = (kept | grown).sum(1, keepdim=True)
-            fan_in = targets[name] / int(context.allowed(name).any(1).sum())
+            fan_in = targets[name] / whole.count(context.allowed(name).any(1))
             open_ = salient >= gamma * fan_in
-            if not bool(open_.any()):
-                open_ = salient == salient.max()
+            if not whole.any(open_):
+                open_ = salient == whole.largest(salient)
             masks[name] = kept & open_
             allowed[name] = open_
             wanted = topology.requested.get(name, targets[name])
-            counts = context.structure.group_counts(wanted, open_.expand_as(kept))
+            counts = context.group_counts(wanted, open_.expand_as(kept))
             # Where rows opened again, the fan-in falls: a row that holds more gives its weakest away.
             held = torch.minimum(counts, masks[name].sum(1))
             masks[name] = context.best(magnitude, name, "ablate", held, masks[name])
-            targets[name] = int(counts.sum())
+            targets[name] = whole.total(counts)
         return replace(topology, masks=masks, targets=targets, allowed=allowed)
 
-    return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs, local=True)
+    return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs, by.runs_sharded, local=True)
 
 
 def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
@@ -333,55 +390,59 @@ def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
 
         def filled(name: str) -> Tensor:
             active, allowed = context.units(name), context.allowed(name)
-            wanted = structure.group_counts(context.topology.targets[name], allowed)
-            vacancies = wanted - structure.counts(active)
-            if not bool((vacancies > 0).any()):
+            wanted, held = (
+                context.group_counts(context.topology.targets[name], allowed),
+                context.counts(active),
+            )
+            vacancies = wanted - held
+            if not context.whole.any(vacancies > 0):
                 return active
+            if not exclude_dropped:
+                return context.filled(by, name, "grow", wanted, held)
             best = partial(context.best, by, name, "grow")
             open_ = context.vacant(name)
-            if not exclude_dropped:
-                return best(vacancies, open_).logical_or_(active)
             first = open_ & ~structure.units(context.before.masks[name])
-            in_first = torch.minimum(vacancies, structure.counts(first))
+            in_first = torch.minimum(vacancies, context.counts(first))
             grown = best(in_first, first).logical_or_(active)
             return best(vacancies - in_first, open_ & ~grown).logical_or_(grown)
 
         return context.with_units({name: filled(name) for name in context.topology.masks})
 
-    return Move(f"grow({by.name})", apply, by.needs, local=True)
+    return Move(f"grow({by.name})", apply, by.needs, by.runs_sharded, local=True)
 
 
 def shuffle() -> Move:
     """Put each layer's active units at random positions, as many as now in each group: a control."""
 
     def apply(context: Context) -> Topology:
-        structure = context.structure
-
         def shuffled(name: str) -> Tensor:
-            counts = structure.grouped(context.units(name), False).sum(1)
+            counts = context.counts(context.units(name))
             return context.best(random, name, "shuffle", counts, context.allowed(name))
 
         return context.with_units({name: shuffled(name) for name in context.topology.masks})
 
-    return Move("shuffle", apply)
+    return Move("shuffle", apply, runs_sharded=True)
 
 
 def adopt(masks: Mapping[str, Tensor]) -> Move:
-    """Take over masks, bool (rows, cols) by layer.
+    """Take over masks, bool (rows, cols) by layer; of a sharded layer the rows held here.
 
     Its application raises ``ValueError`` where the model has other layers or shapes.
     """
 
     def apply(context: Context) -> Topology:
-        own = context.topology.masks
-        shapes = [{name: tuple(mask.shape) for name, mask in of.items()} for of in (own, masks)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the masks to adopt are {shapes[1]}, but the model has {shapes[0]}")
-        adopted = {name: masks[name].to(mask.device) for name, mask in own.items()}
+        own = {name: (shape[0], math.prod(shape[1:])) for name, shape in context.shapes.items()}
+        given = {name: tuple(mask.shape) for name, mask in masks.items()}
+        if own != given:
+            raise ValueError(f"the masks to adopt are {given}, but the model has {own}")
+        adopted = {}
+        for name, old in context.topology.masks.items():
+            first = context.first_rows.get(name, 0)
+            adopted[name] = masks[name][first : first + len(old)].to(old.device)
         return replace(
             context.topology,
             masks=adopted,
-            targets={name: int(context.structure.units(mask).sum()) for name, mask in adopted.items()},
+            targets={name: int(context.structure.units(masks[name]).sum()) for name in adopted},
         )
 
-    return Move("adopt", apply)
+    return Move("adopt", apply, runs_sharded=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from distsparse.dist import Whole
 from distsparse.ops import counter_rng
 from distsparse.ops.flags import at
+from distsparse.ops.select import RandomBits
 
 
 class _Magnitude:
@@ -29,7 +32,7 @@ class _Magnitude:
 
 @dataclass(frozen=True)
 class Signals:
-    """The tensors of one layer, (rows, cols) unless stated.
+    """The tensors of one layer, (rows, cols) unless stated; of a sharded layer the rows of this process.
 
     Gradients are means over the global batch, already reduced over ranks.
     """
@@ -48,16 +51,24 @@ class Signals:
     """Gradient of SynFlow's data-free objective with respect to |w|, at the initialization."""
     loss_curve: Tensor | None = None
     """float64 (points, 2) of (sparsity, loss increase) as this layer alone is pruned, before step 0."""
+    first_unit: int = 0
+    """place of the first unit here in the whole layer, row-major"""
+    whole: Whole = Whole()  # noqa: RUF009  has no state
+    """for sums over the whole layer"""
 
     def random_bits(self, shape: tuple[int, int]) -> Tensor:
         """Return 64 random bits (int64) for each of (rows, cols) units: of key and position only."""
-        return self.random_bits_at(slice(0, shape[0] * shape[1])).reshape(shape)
+        return self.random_scores()(slice(0, shape[0] * shape[1])).reshape(shape)
 
-    def random_bits_at(self, index: slice | Tensor) -> Tensor:
-        """Return :meth:`random_bits` of a range of flat indices, or at int64 indices."""
-        if isinstance(index, slice):
-            return counter_rng.bits_between(self.key, index.start, index.stop, self.weight.device)
-        return counter_rng.bits(self.key, index)
+    def random_scores(self) -> RandomBits:
+        """Return :meth:`random_bits` by flat index."""
+        return RandomBits(counter_rng.key_from(self.key, self.first_unit), self.weight.device)
+
+    @property
+    def grad_or_sum(self) -> Tensor | None:
+        """What ``grad_abs`` is the magnitude of: itself where it was summed, else the gradient."""
+        given: Tensor | None = vars(self)["grad_abs"]
+        return self.grad if given is None else given
 
     def flat(self) -> Signals:
         """Return the weight and what has its shape, flat."""
@@ -70,4 +81,5 @@ class Signals:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Signals:
         given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         given.pop("loss_curve", None)
-        return Signals(key=self.key, **{name: change(value) for name, value in given.items()})
+        changed: dict[str, Any] = {name: change(value) for name, value in given.items()}
+        return Signals(key=self.key, first_unit=self.first_unit, whole=self.whole, **changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,12 @@ from distsparse.core.growth import grown_values
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
 from distsparse.core.moves import Context, Move, by_layer
+from distsparse.core.sharding import check_sharded, whole_of
 from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
 from distsparse.core.weights import SparseWeight, find_weights, unwrap
 from distsparse.core.zeros import InactiveZeros
-from distsparse.dist import Comm, any_rank, current, verify
+from distsparse.dist import Comm, any_rank, current, layout, verify
 from distsparse.ops import counter_rng
 
 LayerSignals = dict[str, dict[str, Tensor]]
@@ -43,10 +45,15 @@ class Sparsifier:
                 optimizer.step()
 
     After every ``step`` and every optimizer step, inactive weights, their gradients and every optimizer-state
-    tensor of the weight's shape are exactly zero at inactive positions: any torch optimizer, through a hook.
+    tensor of the weight's shape are exactly zero at inactive positions: any torch optimizer, through hooks.
+    After a step of torch's SGD, Adam or AdamW this costs nothing, unless something was written to between two
+    steps. Writes that torch does not count (through ``.data``, by a collective, by a second, fused optimizer)
+    are found every 32 steps only.
     Where whole channels are inactive (tile (1, -1)), so are their biases and running means, see
     :func:`~distsparse.core.channels.companions`.
     Under DDP every rank makes the same calls; masks are equal by construction and compared after each update.
+    A model that FSDP2 (``fully_shard``) sharded before has sharded masks: a rank's ``topology`` is
+    that of its rows, and ``state_dict`` holds distributed tensors.
     """
 
     @classmethod
@@ -75,13 +82,14 @@ class Sparsifier:
             comm: the ranks that share the topology; the default process group unless given.
 
         Raises:
-            ValueError: nothing to sparsify, a pattern without a match, T_end past the run, or a weight that
-                the optimizer does not hold.
+            ValueError: nothing to sparsify, a pattern without a match, T_end past the run, a weight that
+                the optimizer does not hold, or a method that does not run on sharded weights.
         """
         if total_steps < 1:
             raise ValueError(f"total_steps = {total_steps!r}: must be at least 1")
         method.check(total_steps)
         weights = find_weights(model, include=include, exclude=exclude)
+        check_sharded(method, weights)
         # accelerate's wrapper delegates step() to the inner optimizer, which is where hooks and state live.
         inner = getattr(optimizer, "optimizer", optimizer)
         held = {id(p) for group in inner.param_groups for p in group["params"]}
@@ -108,6 +116,7 @@ class Sparsifier:
         self._total_steps = total_steps
         self._seed = seed
         self._comm = comm
+        self._whole = whole_of(weights)
         self._step = 0
         self._round = 0
         self._version = 0
@@ -116,23 +125,32 @@ class Sparsifier:
         self._gradients = GradientMemory(self._weights, method, total_steps)
         self._shapes = {name: weight.shape for name, weight in self._weights.items()}
         channels = companions(model, weights) if method.structure.tile == (1, -1) else {}
-        self._zeros = InactiveZeros(self._weights, optimizer, channels)
+        self._zeros = InactiveZeros(self._weights, optimizer, channels, self._whole)
+        self._nnz: dict[str, int] = {}
         self._set_topology(self._all_active())
-        optimizer.register_step_post_hook(self._after_optimizer_step)
+        self._pre = optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self._post = optimizer.register_step_post_hook(self._after_optimizer_step)
 
     def __repr__(self) -> str:
-        topology = self._topology
-        active = sum(topology.nnz(name) for name in topology.masks)
         return (
-            f"Sparsifier({len(topology.masks)} layers, "
-            f"{active:,} of {topology.num_weights:,} weights active, "
+            f"Sparsifier({len(self._nnz)} layers, "
+            f"{sum(self._nnz.values()):,} of {self._num_weights:,} weights active, "
             f"step {self._step} of {self._total_steps})"
         )
 
     @property
     def topology(self) -> Topology:
-        """What is active now."""
+        """What is active now; of a sharded model the rows of this rank."""
         return self._topology
+
+    @property
+    def sparsity(self) -> float:
+        """Inactive fraction of the sparsified weights, of all ranks' where they are sharded."""
+        return 1 - sum(self._nnz.values()) / self._num_weights
+
+    @property
+    def _num_weights(self) -> int:
+        return sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
     def version(self) -> int:
@@ -147,6 +165,10 @@ class Sparsifier:
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of a parameter's shape, True where active; None for one without inactive entries."""
         return self._zeros.active_entries(parameter)
+
+    def inactive_zeroed(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Take note that a gradient is zero now wherever its parameter is inactive, as after a reduction."""
+        self._zeros.inactive_zeroed(parameter, gradient)
 
     @property
     def weights(self) -> dict[str, SparseWeight]:
@@ -207,7 +229,8 @@ class Sparsifier:
         For methods of several rounds, after the last optimizer step of a round; all ranks must call it.
 
         Args:
-            weights: state dict of the bare model; what the prune left inactive is zeroed in the model.
+            weights: state dict of the bare model, sharded or whole; what the prune left inactive is zeroed in
+                the model.
 
         Raises:
             TopologyMismatch: ranks disagree; raised on all ranks.
@@ -218,7 +241,8 @@ class Sparsifier:
         moves = method.update + (method.last_round if self._round == method.rounds - 1 else ())
         event = self._rewire(moves, {}, step=self._step, sparsity=method.sparsity_of_round(self._round))
         self.statistics.count(event)
-        unwrap(self._model).load_state_dict(weights)
+        bare = unwrap(self._model)
+        bare.load_state_dict(layout.placed(weights, bare.state_dict()))
         self._optimizer.state.clear()
         self._optimizer.zero_grad()
         self._zeros.zero_all()
@@ -227,7 +251,9 @@ class Sparsifier:
     def step(self) -> Rewired | None:
         """Update the masks if it is time, then mask the gradients. After backward, before the optimizer.
 
-        Gradients must be the reduced ones (DDP's backward leaves them so). A gradient that is not finite
+        Gradients must be the reduced ones (DDP's backward leaves them so). With ``reduce_active``, change
+        them in between by torch's own operations, not through ``.data``: what the reduction has zeroed is
+        zeroed again only where torch has counted a change. A gradient that is not finite
         on any rank defers the update, on all ranks, to the next step; a gradient window leaves it out.
 
         Returns:
@@ -240,6 +266,7 @@ class Sparsifier:
         """
         if not self._initialized:
             raise RuntimeError("call initialize() or load_state_dict() before step(): no topology was chosen")
+        self._zeros.forget_gradients()
         step, self._step = self._step, self._step + 1
         event = None
         due = self._pending or self.method.is_update_step(step, self._total_steps)
@@ -256,11 +283,19 @@ class Sparsifier:
                 signals = self._gradients.signals(step)
                 event = self._rewire(self.method.update, signals, step=step, sparsity=sparsity)
                 self.statistics.count(event)
-        self._zeros.zero_gradients()
+        if event is None:
+            self._zeros.zero_gradients()
         return event
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: tensors and plain values, nested in dictionaries of string keys."""
+        """Return what a resume needs: tensors and plain values, nested in dictionaries of string keys.
+
+        Of sharded weights the tensors are distributed ones.
+        """
+
+        def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: layout.row_shard(v.clone(), self._weights[n].parameter) for n, v in values.items()}
+
         return {
             "step": self._step,
             "round": self._round,
@@ -268,31 +303,38 @@ class Sparsifier:
             "targets": dict(self._topology.targets),
             "requested": dict(self._topology.requested),
             "statistics": vars(self.statistics).copy(),
-            "masks": {name: mask.clone() for name, mask in self._topology.masks.items()},
-            "allowed": {name: rows.clone() for name, rows in self._topology.allowed.items()},
+            "masks": copied(self._topology.masks),
+            "allowed": copied(self._topology.allowed),
             "gradients": self._gradients.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; restore the model's and optimizer's own state as well.
 
+        Tensors may be whole or sharded, so a state may come from any number of ranks.
+
         Raises:
             ValueError: the state names other layers or shapes, or its counts contradict its masks.
         """
         masks: dict[str, Tensor] = state["masks"]
-        shapes = {name: tuple(mask.shape) for name, mask in self._topology.masks.items()}
+        shapes = {name: (shape[0], math.prod(shape[1:])) for name, shape in self._shapes.items()}
         if {name: tuple(mask.shape) for name, mask in masks.items()} != shapes:
             raise ValueError(
                 "the state's layers or shapes differ from the model's: not a state of this model"
             )
-        device_masks = {
-            name: masks[name].to(mask.device, torch.bool) for name, mask in self._topology.masks.items()
-        }
-        allowed = {name: rows.to(device_masks[name].device) for name, rows in state["allowed"].items()}
+
+        def own(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            parameters = {name: self._weights[name].parameter for name in values}
+            return {
+                name: layout.own_rows(value, parameters[name]).to(parameters[name].device, torch.bool)
+                for name, value in values.items()
+            }
+
+        device_masks, allowed = own(masks), own(state["allowed"])
         targets = {name: int(state["targets"][name]) for name in shapes}
         topology = Topology(device_masks, targets, allowed, dict(state["requested"]))
         for name, mask in device_masks.items():
-            units = int(self.method.structure.units(mask).sum())
+            units = self._whole.count(self.method.structure.units(mask))
             if units != topology.targets[name]:
                 raise ValueError(
                     f"layer {name!r}: {units} active, but its target is {topology.targets[name]}"
@@ -307,18 +349,17 @@ class Sparsifier:
         self._zeros.zero_all()
 
     def _all_active(self) -> Topology:
-        masks = {
-            name: torch.ones_like(weight.matrix(weight.parameter.detach()), dtype=torch.bool)
-            for name, weight in self._weights.items()
-        }
-        units = self.method.structure.units
-        return Topology(masks, {name: units(mask).numel() for name, mask in masks.items()})
+        masks = {n: torch.ones_like(w.rows, dtype=torch.bool) for n, w in self._weights.items()}
+        grid = self.method.structure.grid
+        shapes = {name: (shape[0], math.prod(shape[1:])) for name, shape in self._shapes.items()}
+        return Topology(masks, {name: math.prod(grid(shape)) for name, shape in shapes.items()})
 
     def _set_topology(self, topology: Topology) -> None:
         self._topology = topology
         self._version += 1
         for name, mask in topology.masks.items():
-            self._zeros.set_mask(name, mask, full=bool(mask.all()))
+            self._nnz[name] = self._whole.count(mask)
+            self._zeros.set_mask(name, mask, full=self._nnz[name] == math.prod(self._shapes[name]))
 
     def _rewire(
         self,
@@ -342,6 +383,7 @@ class Sparsifier:
                 decision.check()
             for decision in decisions:
                 self._apply(decision, step)
+            self._zeros.zero_gradients()
             self._version += 1
         changes = tuple(decision.change for decision in decisions)
         return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
@@ -355,16 +397,26 @@ class Sparsifier:
         before: Mapping[str, Tensor],
     ) -> list[Decision]:
         """Run moves; nothing is changed yet."""
-        method, now = self.method, self._topology
+        method, now, whole = self.method, self._topology, self._whole
+        first_rows = {name: weight.first_row for name, weight in self._weights.items()}
 
         def signals_of(name: str, purpose: str) -> Signals:
-            weight = self._weights[name]
+            rows = self._weights[name].rows
             key = counter_rng.key(self._seed, step, name, purpose)
-            return Signals(weight.matrix(weight.parameter.detach()), key, **signals.get(name, {}))
+            first = first_rows[name] * method.structure.grid((rows.shape[0], rows.shape[1]))[1]
+            return Signals(rows, key, first_unit=first, whole=whole, **signals.get(name, {}))
 
         progress = method.progress(step, self._total_steps)
-        context = Context(now, now, self._shapes, signals_of, progress, sparsity, method.structure)
-        return [decided(topology, before, method.structure) for topology in by_layer(moves, context)]
+        context = Context(
+            now, now, self._shapes, signals_of, progress, sparsity, method.structure, whole, first_rows
+        )
+
+        def decide(topology: Topology) -> Decision:
+            (name,) = topology.masks
+            shape, first = self._shapes[name], first_rows[name]
+            return decided(topology, before, method.structure, whole, shape=shape, first_row=first)
+
+        return [decide(topology) for topology in by_layer(moves, context)]
 
     def _apply(self, decision: Decision, step: int) -> None:
         """Put one layer on its new mask. The old one is let go before the next layer's is made."""
@@ -376,8 +428,9 @@ class Sparsifier:
             self._zeros.zero_gradient(change.name)
         self._topology = decision.merged(self._topology)
         mask = self._topology.masks[change.name]
+        self._nnz[change.name] = change.nnz
         self._zeros.set_mask(change.name, mask, full=change.nnz == change.num_weights)
-        self._zeros.zero(change.name)
+        self._zeros.zero(change.name, with_gradient=True)
         if before is not None:
             self._start_grown(change.name, before, step)
 
@@ -386,8 +439,20 @@ class Sparsifier:
         weight = self._weights[name]
         grown = self._topology.masks[name] & ~before
         key = counter_rng.key(self._seed, step, name, "grow_init")
-        values = grown_values(self.method.grow_init, grown, key, weight.parameter.dtype)
-        weight.parameter.add_(weight.unmatrix(values))
+        values = grown_values(
+            self.method.grow_init, grown, key, weight.parameter.dtype, first_row=weight.first_row
+        )
+        layout.local(weight.parameter).add_(weight.unmatrix(values))
+
+    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # A closure makes other gradients, within the step; other hooks may write between it and ours.
+        closure = any(map(callable, (*args[1:], *kwargs.values())))
+        hooks = (
+            next(reversed(optimizer._optimizer_step_pre_hooks)),
+            next(iter(optimizer._optimizer_step_post_hooks)),
+        )
+        adjoins = hooks == (self._pre.id, self._post.id)
+        self._zeros.before_optimizer_step(trusted=adjoins and not closure)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._zeros.zero_all()
+        self._zeros.after_optimizer_step()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from distsparse.dist import layout
 
 # torch.compile puts a level of its own into the names of what it compiled.
 _COMPILED = re.compile(r"(^|(?<=\.))_orig_mod\.")
@@ -18,7 +20,10 @@ _COMPILED = re.compile(r"(^|(?<=\.))_orig_mod\.")
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """One sparsified weight: rows are outputs (neurons, channels), columns everything that feeds one."""
+    """One sparsified weight: rows are outputs (neurons, channels), columns everything that feeds one.
+
+    FSDP2 may have sharded it: this process then has some of its rows.
+    """
 
     name: str
     kind: str
@@ -27,17 +32,42 @@ class SparseWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Output-first shape: (out, in) or (out, in, *kernel); what allocations are computed from."""
+        """Output-first shape of the whole, (out, in) or (out, in, *kernel), for allocations."""
         shape = tuple(self.parameter.shape)
         return shape[::-1] if self.transposed else shape
 
+    @property
+    def rows(self) -> Tensor:
+        """The weight's rows here, (rows, cols); shares the parameter's memory where that can be."""
+        return self.matrix(layout.local(self.parameter.detach()))
+
+    @property
+    def gradient_rows(self) -> Tensor | None:
+        """The gradient of :attr:`rows`."""
+        gradient = self.parameter.grad
+        return None if gradient is None else self.matrix(layout.local(gradient))
+
+    @property
+    def first_row(self) -> int:
+        """The place of the rows here in the whole."""
+        return layout.first_row(self.parameter)
+
     def matrix(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the parameter's shape as (rows, cols)."""
-        return tensor.t() if self.transposed else tensor.reshape(tensor.shape[0], -1)
+        """Return a tensor of the parameter's shape, or of its part here, as (rows, cols)."""
+        return tensor.t() if self.transposed else tensor.flatten(1)
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
-        """Return a (rows, cols) matrix in the parameter's shape."""
-        return matrix.t() if self.transposed else matrix.reshape(self.parameter.shape)
+        """Return a (rows, cols) matrix in the parameter's shape, or that of its part here."""
+        return matrix.t() if self.transposed else matrix.reshape(len(matrix), *self.parameter.shape[1:])
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class, which FSDP2 replaces by a subclass of it."""
+    # As for DTensor: where nobody has imported FSDP2, whose import takes seconds, there is none.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return type(module)
+    return next(base for base in type(module).__mro__ if not issubclass(base, fsdp.FSDPModule))
 
 
 def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
@@ -47,7 +77,7 @@ def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     elif isinstance(module, nn.MultiheadAttention):
         for attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             yield attribute, getattr(module, attribute), False
-    elif type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+    elif (own := own_class(module)).__name__ == "Conv1D" and own.__module__.startswith("transformers."):
         yield "weight", cast(Tensor, module.weight), True  # stored (in, out)
 
 
@@ -87,7 +117,7 @@ def find_weights(
                 continue  # absent, computed by a parametrization, or frozen
             if id(parameter) not in found and id(parameter) not in embeddings:
                 name = _COMPILED.sub("", f"{module_name}.{attribute}" if module_name else attribute)
-                found[id(parameter)] = SparseWeight(name, type(module).__name__, parameter, transposed)
+                found[id(parameter)] = SparseWeight(name, own_class(module).__name__, parameter, transposed)
     names = [weight.name for weight in found.values()]
     for field, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
@@ -107,28 +137,3 @@ def find_weights(
             f"{len(names)} Linear, Conv, MultiheadAttention or Conv1D weights, and none is selected"
         )
     return chosen
-
-
-_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def bit_mask(mask: Tensor, parameter: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return all-ones integers where ``mask`` is True and 0 elsewhere, of the parameter's size and layout.
-
-    ``out`` is an earlier result for the same parameter, to be written over.
-    """
-    bits = torch.empty_like(parameter, dtype=_SAME_SIZE[parameter.element_size()]) if out is None else out
-    return bits.copy_(mask.view(torch.int8).neg())  # a byte -1 is widened to all ones
-
-
-def keep_active(tensor: Tensor, bits: Tensor) -> None:
-    """Set entries to exactly +0 in place where ``bits`` is 0, NaN and infinity included.
-
-    A bitwise and of the numbers' own bits: ten times as fast on a CPU as a fill by a random bool mask,
-    and unlike a product it leaves neither -0 nor NaN. Works on a leaf that requires grad.
-    """
-    tensor = tensor.detach()
-    if tensor.element_size() == bits.element_size():
-        tensor.view(bits.dtype).bitwise_and_(bits)
-    else:
-        tensor.masked_fill_(bits == 0, 0)

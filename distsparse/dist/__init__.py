@@ -3,6 +3,7 @@
 from distsparse.dist.agree import TopologyMismatch, verify
 from distsparse.dist.comm import Comm, LocalComm, ProcessGroupComm, any_rank, current
 from distsparse.dist.gradient_hook import ActiveEntries, Compression, GradientHook, reduce_active
+from distsparse.dist.whole import Whole
 
 __all__ = [
     "ActiveEntries",
@@ -12,6 +13,7 @@ __all__ = [
     "LocalComm",
     "ProcessGroupComm",
     "TopologyMismatch",
+    "Whole",
     "any_rank",
     "current",
     "reduce_active",

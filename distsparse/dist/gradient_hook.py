@@ -35,6 +35,9 @@ class ActiveEntries(Protocol):
     def active_entries(self, parameter: Tensor) -> Tensor | None:
         """Return bool of the parameter's shape, or None where every entry is wanted."""
 
+    def inactive_zeroed(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Take note that a gradient is zero now wherever its parameter is inactive."""
+
 
 class GradientHook:
     """Reduces a bucket's active entries to their mean over ranks, and sets the others to zero.
@@ -74,7 +77,11 @@ class GradientHook:
             (reduced,) = future.value()
             if index is None:
                 return buffer if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
-            return buffer.zero_().index_copy_(0, index, reduced.to(buffer.dtype))
+            buffer.zero_().index_copy_(0, index, reduced.to(buffer.dtype))
+            assert self._active is not None
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+                self._active.inactive_zeroed(parameter, gradient)
+            return buffer
 
         finished: Future[Tensor] = work.get_future().then(finish)
         return finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,8 @@ from distsparse.export.probe import device_of, evaluating, example_input
 
 _NUM_SLICES = 10
 _MAX_BUDGETS = 8
+_SETTLED = 0.02
+"""relative change of a median from one budget to the next that counts as none"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Latency:
     num_repeats: int
     batch_size: int
     num_threads: int
+    stable: bool
+    """whether the median had settled: those of the last two budgets of repeats differ by 2 % at most"""
 
 
 def measure(
@@ -39,14 +44,14 @@ def measure(
     batch_size: int = 1,
     num_threads: int | None = None,
     min_repeats: int = 20,
-    budget_s: float = 0.3,
+    budget_s: float = 0.15,
     dtype: torch.dtype = torch.float32,
 ) -> Latency:
     """Time the forward pass of ``model`` in eval and inference mode, after a warm-up.
 
-    Repeats until both ``budget_s`` and ``min_repeats`` are used, but no longer than about eight budgets: a
-    slow model gets fewer repeats, at least one, and ``num_repeats`` says so. The training mode and torch's
-    thread count are left as they were.
+    Repeats for one ``budget_s`` after another until ``min_repeats`` are done and the median has settled, but
+    no longer than about eight budgets: a slow model gets fewer repeats, at least one, and ``num_repeats`` and
+    ``stable`` say so. The training mode and torch's thread count are left as they were.
 
     Args:
         model: any module that takes one tensor.
@@ -78,13 +83,14 @@ def compare(
     batch_sizes: Sequence[int] = (1, 64),
     num_threads: int | None = None,
     min_repeats: int = 20,
-    budget_s: float = 0.3,
+    budget_s: float = 0.15,
     dtype: torch.dtype = torch.float32,
     min_sparsity: float = 0.8,
 ) -> dict[tuple[str, int], Latency]:
     """Time ``model`` as it is ("dense") and from ``to_csr`` ("csr"), by (format, batch size).
 
-    Without "csr" where no layer is sparse enough to be converted: it would be the same network again.
+    Without "csr" where no layer is sparse enough to be converted: it would be the same network again. Nor in
+    half precision, which CSR has not.
 
     The two take turns in short slices, so that a change of the machine's load or clock meets both. Still,
     give it a quiet machine: where cores are shared, the scheduler interrupts long calls more often than short
@@ -92,7 +98,8 @@ def compare(
     are those of ``measure`` and ``to_csr``.
     """
     formats = {"dense": model}
-    converted = to_csr(model, min_sparsity=min_sparsity)
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    converted = model if half else to_csr(model, min_sparsity=min_sparsity)
     if any(isinstance(module, (CsrLinear, CsrConv)) for module in converted.modules()):
         formats["csr"] = converted
     return {
@@ -133,10 +140,10 @@ def _measure(
             _call(model, example_input(model, input_shape, batch_size=batch_size, dtype=dtype))
             for model in models.values()
         ]
-        samples = _sample_in_turns(calls, min_repeats=min_repeats, budget_s=budget_s)
+        samples, stable = _sample_in_turns(calls, min_repeats=min_repeats, budget_s=budget_s)
         threads = torch.get_num_threads()
     return {
-        name: _summary(times_s, batch_size=batch_size, num_threads=threads)
+        name: _summary(times_s, batch_size=batch_size, num_threads=threads, stable=stable)
         for name, times_s in zip(models, samples, strict=True)
     }
 
@@ -160,8 +167,8 @@ def _sample_in_turns(
     min_repeats: int,
     budget_s: float,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[list[float]]:
-    """Return the times in seconds of each call's repeats, slice by slice in turns.
+) -> tuple[list[list[float]], bool]:
+    """Return the times in seconds of each call's repeats, slice by slice in turns, and whether they settled.
 
     A slice is a tenth of the budget, or one call if that is longer, and its first call is the warm-up where
     there is time for a second one: the others' slices have evicted its weights from the cache.
@@ -171,12 +178,22 @@ def _sample_in_turns(
     for call in calls:
         call()
     spent_s = 0.0
-    while spent_s < budget_s or (min(map(len, times)) < min_repeats and spent_s < _MAX_BUDGETS * budget_s):
-        started = clock()
-        for call, repeats in zip(calls, times, strict=True):
-            repeats.extend(_slice(call, slice_s, clock))
-        spent_s += (clock() - started) / len(calls)
-    return times
+    medians: list[float] = []
+    while spent_s < _MAX_BUDGETS * budget_s:
+        until_s, num_before = spent_s + budget_s, list(map(len, times))
+        while spent_s < until_s:
+            started = clock()
+            for call, repeats in zip(calls, times, strict=True):
+                repeats.extend(_slice(call, slice_s, clock))
+            spent_s += (clock() - started) / len(calls)
+        before = medians
+        medians = [statistics.median(new[num:]) for new, num in zip(times, num_before, strict=True)]
+        settled = bool(before) and all(
+            abs(now - then) <= _SETTLED * then for now, then in zip(medians, before, strict=True)
+        )
+        if settled and min(map(len, times)) >= min_repeats:
+            return times, True
+    return times, False
 
 
 def _slice(call: Callable[[], Any], slice_s: float, clock: Callable[[], float]) -> list[float]:
@@ -188,7 +205,7 @@ def _slice(call: Callable[[], Any], slice_s: float, clock: Callable[[], float]) 
     return times[1:] or times
 
 
-def _summary(times_s: Sequence[float], *, batch_size: int, num_threads: int) -> Latency:
+def _summary(times_s: Sequence[float], *, batch_size: int, num_threads: int, stable: bool) -> Latency:
     p10, median, p90 = np.percentile(np.asarray(times_s) * 1e3, [10, 50, 90]).tolist()
     return Latency(
         median_ms=median,
@@ -197,6 +214,7 @@ def _summary(times_s: Sequence[float], *, batch_size: int, num_threads: int) -> 
         num_repeats=len(times_s),
         batch_size=batch_size,
         num_threads=num_threads,
+        stable=stable,
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.train import UserCallback
-from ray.train.v2._internal.exceptions import CollectiveTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    BroadcastCollectiveTimeoutError,
+    CollectiveTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from distsparse.dist import TopologyMismatch
@@ -27,7 +31,10 @@ class GiveUp(UserCallback):  # type: ignore[misc]  # ray is untyped
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raise the first worker's error of this kind, if there is one."""
         for rank, error in sorted(worker_exceptions.items()):
-            if not _may_pass(error):
+            if _is_timeout(error):
+                num_workers = run_context.scaling_config.num_workers
+                raise ControllerError(WouldFailAgain(_waited(worker_exceptions, num_workers)))
+            if not may_pass(error):
                 raise ControllerError(WouldFailAgain(_described(rank, error)))
 
 
@@ -47,7 +54,7 @@ def reason(error: TrainingFailedError) -> str:
     return f"{type(error).__name__}: {_last_line(error)}"
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Tell whether an error may come from a process or a machine that went away.
 
     A connection that a dead worker closed is a RuntimeError on the others; so is a device's failure.
@@ -68,9 +75,24 @@ def _is_timeout(error: Exception) -> bool:
     )
 
 
+def _waited(failures: Mapping[int, Exception], num_workers: int | tuple[int, int]) -> str:
+    """Return who waited in vain, and for whom: Ray's barrier says so; else for those who did not wait."""
+    waiting = sorted(rank for rank, error in failures.items() if _is_timeout(error))
+    first = failures[waiting[0]]
+    if isinstance(first, BroadcastCollectiveTimeoutError):
+        absent = list(first._missing_ranks)
+    elif isinstance(num_workers, int):
+        absent = [rank for rank in range(num_workers) if rank not in failures]
+    else:  # an elastic run's number is not known here
+        absent = []
+    whom = "another one"
+    if absent:
+        whom = f"worker {absent[0]}" if len(absent) == 1 else f"one of the workers {_listed(absent)}"
+    who = f"worker {waiting[0]}" if len(waiting) == 1 else f"workers {_listed(waiting)}"
+    return f"TimeoutError: {who} waited for {whom} longer than launch.timeout_s"
+
+
 def _described(rank: int, error: Exception) -> str:
-    if _is_timeout(error):
-        return f"TimeoutError: worker {rank} waited for another one longer than launch.timeout_s"
     if _is_death(error):
         what = "node" if "node has died" in str(error) else "process"
         return f"WorkerDied: the {what} of worker {rank} died"
@@ -79,3 +101,7 @@ def _described(rank: int, error: Exception) -> str:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[-1]
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

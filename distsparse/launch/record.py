@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,16 +16,24 @@ from torch import Tensor, nn
 from distsparse import core, data, export, results
 from distsparse.config import RunConfig
 from distsparse.core import SparseWeight, find_weights
+from distsparse.data import Dataset
 from distsparse.launch.columns import config_columns, fitted
-from distsparse.train import checkpoint
+from distsparse.train import checkpoint, storage
 from distsparse.train.build import build_method, build_model
 from distsparse.train.history import History, Row
 from distsparse.version import __version__
 
 
 def trial_folder(root: Path, config: RunConfig) -> Path:
-    """Return the folder of a trial's checkpoints."""
+    """Return a trial's folder below the results: of its checkpoints, if ``checkpoint.storage`` is null."""
     return root / config.study / "checkpoints" / config.key
+
+
+def checkpoints_of(root: Path, config: RunConfig) -> str:
+    """Return the place of a trial's checkpoints."""
+    if config.checkpoint.storage is None:
+        return str(trial_folder(root, config))
+    return storage.join(config.checkpoint.storage, config.study, config.key)
 
 
 def finished_row(root: Path, config: RunConfig) -> Row | None:
@@ -39,14 +46,20 @@ def discard(root: Path, config: RunConfig, *, checkpoints: bool) -> None:
     """Remove a trial's rows, which would speak of what a new run replaces, and maybe its checkpoints."""
     results.remove_trial(root, study=config.study, trial=config.key)
     if checkpoints:
-        shutil.rmtree(trial_folder(root, config), ignore_errors=True)
+        storage.remove(checkpoints_of(root, config))
 
 
-def record_completed(root: Path, config: RunConfig, history: History, folder: Path) -> Row:
-    """Write all rows of a completed run from its last checkpoint; return the trial's row."""
-    dataset = data.build(config.data.name, config.data.params)
-    model, masks = load_network(config, folder)
-    targets = checkpoint.plain_values(folder)["sparsifier"]["targets"]
+def record_completed(
+    root: Path, config: RunConfig, history: History, saved: str, *, dataset: Dataset | None = None
+) -> Row:
+    """Write all rows of a completed run from its last checkpoint; return the trial's row.
+
+    ``dataset`` is the configured one, where it is at hand.
+    """
+    dataset = dataset or data.build(config.data.name, config.data.params)
+    with storage.reading(saved) as folder:
+        model, masks = load_network(config, folder, dataset)
+        targets = checkpoint.plain_values(folder)["sparsifier"]["targets"]
     weights = find_weights(model, include=config.sparsify.include, exclude=config.sparsify.exclude)
     flops = export.layer_flops(model.float(), dataset.input_shape)  # an fp64 run's too
     layers = [_layer_row(weight, masks[weight.name], targets[weight.name], flops) for weight in weights]
@@ -59,7 +72,7 @@ def record_completed(root: Path, config: RunConfig, history: History, folder: Pa
         "nnz": nnz,
         "num_parameters": num_parameters,
         "num_sparsified_parameters": num_weights,
-        "checkpoint": str(folder),
+        "checkpoint": saved,
     }
     # A weight that a custom model applies by itself is not counted, and half a count would be a wrong one.
     if all(row["flops"] for row in layers):
@@ -90,14 +103,21 @@ def record_failed(root: Path, config: RunConfig, history: History, error: str) -
     return row
 
 
-def saved_by_ray(folder: Path) -> list[Path]:
+def record_stopped(root: Path, config: RunConfig, history: History) -> Row:
+    """Write the rows of a run that was ended because others did better; return the trial's row."""
+    row = _row(config, history, status="stopped", error=None, extra=history.summary)
+    _write(root, config, history, row, layers=[])
+    return row
+
+
+def saved_by_ray(place: str | Path) -> list[str]:
     """Return the checkpoints of a trial on Ray Train workers, oldest first: their names are times."""
-    return sorted(folder.glob("checkpoint_[0-9]*"))
+    return [saved for saved in storage.folders(place) if storage.name_of(saved).startswith("checkpoint_")]
 
 
-def last_history(folder: Path) -> History:
+def last_history(place: str | Path) -> History:
     """Return what the newest readable checkpoint of a trial knows; an empty history where there is none."""
-    for saved in sorted([*folder.glob("step-*"), *saved_by_ray(folder)], reverse=True):
+    for saved in reversed(storage.folders(place)):
         try:
             return restored_history(saved)
         except ValueError:
@@ -105,20 +125,23 @@ def last_history(folder: Path) -> History:
     return History()
 
 
-def restored_history(folder: Path) -> History:
+def restored_history(saved: str) -> History:
     """Return the history in a checkpoint.
 
     Raises:
         ValueError: the checkpoint cannot be read.
     """
     history = History()
-    history.restore(checkpoint.plain_values(folder)["history"])
+    with storage.reading(saved) as folder:
+        history.restore(checkpoint.plain_values(folder)["history"])
     return history
 
 
-def load_network(config: RunConfig, folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Return a checkpoint's model, on the CPU, and its masks."""
-    model = build_model(config, data.build(config.data.name, config.data.params))
+def load_network(
+    config: RunConfig, folder: Path, dataset: Dataset | None = None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Return a checkpoint's model, on the CPU, and its masks; ``dataset`` is the configured one, if there."""
+    model = build_model(config, dataset or data.build(config.data.name, config.data.params))
     network, masks = core.load_network(folder)
     model.load_state_dict(network)
     return model, masks

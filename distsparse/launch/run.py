@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from distsparse.config import RunConfig
+from distsparse.config import IN_A_POPULATION, RunConfig
 from distsparse.data import Dataset
 from distsparse.launch.latency import record_latency
 from distsparse.launch.local import run_local
 from distsparse.launch.lock import exclusive
-from distsparse.launch.record import discard, finished_row, trial_folder
+from distsparse.launch.record import checkpoints_of, discard, finished_row, trial_folder
+from distsparse.loggers import Logs
+from distsparse.train import storage
 from distsparse.train.build import build_method
 from distsparse.train.history import Row
 from distsparse.train.setup import check, make_plan
@@ -29,16 +31,19 @@ def run(
         address: of a running Ray cluster; None starts Ray on this machine if it is needed.
 
     Raises:
-        ValueError: the configuration cannot run, see :func:`distsparse.train.setup.check`; nothing started.
+        ValueError: the configuration cannot run, see :func:`distsparse.train.setup.check`, or is that of a
+            population's member; nothing started.
         TrialInUse: another process trains the same trial.
     """
     root = root.resolve()
+    if config.population.id is not None:
+        raise ValueError(f"population.id = {config.population.id!r}: {IN_A_POPULATION}")
     row = finished_row(root, config)
     if row is None or not resume:
         dataset = check(config)
         make_study_folder(root, config)
         if verbose:
-            _announce(config, dataset, trial_folder(root, config), resume=resume)
+            _announce(config, dataset, checkpoints_of(root, config), resume=resume)
         if config.launch.workers == 0:
             with exclusive(trial_folder(root, config)):
                 discard(root, config, checkpoints=not resume)
@@ -56,17 +61,19 @@ def make_study_folder(root: Path, config: RunConfig) -> None:
     """Create the study's folder, so that one that cannot be is known before anything is trained.
 
     Raises:
-        ValueError: the folder cannot be created.
+        ValueError: the folder cannot be created, or ``checkpoint.storage`` not be written to.
     """
     try:
         (root / config.study).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output folder {root / config.study}: {error.strerror}") from None
+    if config.checkpoint.storage is not None:
+        storage.check_storage(config.checkpoint.storage)
 
 
-def _announce(config: RunConfig, dataset: Dataset, folder: Path, *, resume: bool) -> None:
+def _announce(config: RunConfig, dataset: Dataset, place: str, *, resume: bool) -> None:
     print(f"trial {config.key} of study {config.study}: {config.method.name} on {config.data.name}")
-    if resume and not (any(folder.glob("step-*")) or any(folder.glob("checkpoint_*"))):
+    if resume and not storage.folders(place):
         print("no checkpoint of this configuration: starting from the beginning")
     method = build_method(config)
     total_steps = make_plan(config, dataset, method).total_steps
@@ -93,4 +100,8 @@ def _run_on_ray(config: RunConfig, root: Path, *, resume: bool, verbose: bool, a
     ):
         require(config.launch)
         discard(root, config, checkpoints=not resume)
-        return run_on_workers(config, root, verbose=verbose)
+        logs = Logs(config, root)
+        row = run_on_workers(config, root, verbose=verbose, logs=logs)
+        for line in logs.lines() if verbose else ():
+            print(line)
+        return row

@@ -61,4 +61,4 @@ def dsr(
 
 
 def _survivors(signals: Signals, active: Tensor, kept: Tensor) -> float:
-    return float(kept.sum())
+    return float(signals.whole.count(kept))

@@ -72,4 +72,4 @@ def snfs(
 
 def _mean_momentum(signals: Signals, active: Tensor, kept: Tensor) -> float:
     """Return the mean |momentum| of the weights that were active before the drop (algorithm 1)."""
-    return float(momentum.score(signals)[active].mean()) if bool(active.any()) else 0.0
+    return signals.whole.mean(momentum.score(signals)[active])

@@ -145,19 +145,27 @@ def sensitivity(
     return [size - f - e for size, f, e in zip(sizes, forced, extra, strict=True)]
 
 
-def sensitivity_of(gradient: Tensor, norm: SensitivityNorm = "rms") -> float:
+def sensitivity_of(
+    gradient: Tensor,
+    norm: SensitivityNorm = "rms",
+    *,
+    summed: Callable[[Tensor], Tensor] = lambda numbers: numbers,
+) -> float:
     """Return a layer's gradient sensitivity.
 
-    ``rms`` (per weight, so that size does not decide), ``l2`` or ``mean_abs``.
+    ``rms`` (per weight, so that size does not decide), ``l2`` or ``mean_abs``. ``summed`` adds up numbers
+    over all parts of a layer, where the gradient is that of one.
     """
     g = gradient.detach().to(torch.float64)
+    terms = [g.square().sum(), g.abs().sum(), g.new_tensor(g.numel())]
+    squares, magnitudes, size = summed(torch.stack(terms)).tolist()
     match norm:
         case "rms":
-            return float(g.square().mean().sqrt())
+            return math.sqrt(squares / size)
         case "l2":
-            return float(g.square().sum().sqrt())
+            return math.sqrt(squares)
         case "mean_abs":
-            return float(g.abs().mean())
+            return float(magnitudes / size)
     raise ValueError(f"norm {norm!r}: allowed are rms, l2, mean_abs")
 
 

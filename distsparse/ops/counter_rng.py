@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """Return the int64 whose bits are those of a 64-bit unsigned integer."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -22,15 +22,20 @@ def _signed(value: int) -> int:
 _CACHED = 1 << 14
 """int64 values of which a few fit into a core's cache"""
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+_GOLDEN = signed(0x9E3779B97F4A7C15)
+_MIX_1 = signed(0xBF58476D1CE4E5B9)
+_MIX_2 = signed(0x94D049BB133111EB)
 
 
 def key(*parts: str | int) -> int:
     """Return a signed 64-bit key of parts such as (seed, step, layer, "grow"); equal on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def key_from(key: int, first: int) -> int:
+    """Return the key whose :func:`bits` at an index are those of ``key`` at ``first`` + index."""
+    return signed((key + first * _GOLDEN) % (1 << 64))
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:

@@ -30,12 +30,15 @@ def at(flat: Tensor, index: slice | Tensor) -> Tensor:
     return flat[index] if isinstance(index, slice) else flat.index_select(0, index)
 
 
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """Return the ``k``-th largest of flat values without NaN, 1 ≤ k ≤ their number, as a 0-dim tensor."""
-    place = len(values) - k
+def kth_largest(values: Tensor, *ks: int) -> list[Tensor]:
+    """Return each ``k``-th largest of flat values without NaN, 1 ≤ k ≤ their number, as 0-dim tensors."""
+    places = [len(values) - k for k in ks]
     if not _in_numpy(values):
-        return torch.kthvalue(values, place + 1).values
-    return values.new_tensor(np.partition(values.numpy(), place)[place])
+        return [torch.kthvalue(values, place + 1).values for place in places]
+    if not places:
+        return []
+    found = torch.from_numpy(np.partition(values.numpy(), places))
+    return [found[place] for place in places]
 
 
 def below(values: Tensor, bound: Tensor) -> Tensor:

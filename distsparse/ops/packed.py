@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from distsparse.ops import kernels
+
 FLAGS = 64
 """flags in a word"""
 
@@ -26,8 +28,8 @@ def pack(mask: Tensor) -> Tensor:
     missing = -mask.shape[1] % FLAGS
     flags = (pad(mask, (0, missing)) if missing else mask).contiguous()
     if mask.device.type == "cpu":
-        words = np.packbits(flags.numpy().reshape(-1), bitorder="little")
-        return torch.from_numpy(words).view(torch.int64).view(len(mask), -1)
+        words = np.packbits(flags.numpy().reshape(-1), bitorder="little").view(np.int64)
+        return torch.from_numpy(words).view(len(mask), flags.shape[1] // FLAGS)
     return gathered(flags)
 
 
@@ -38,6 +40,8 @@ def gathered(flags: Tensor) -> Tensor:
 
 def unpack(words: Tensor, cols: int) -> Tensor:
     """Return the bool (rows, cols) mask of :func:`pack`'s words."""
+    if cols == FLAGS * words.shape[1] and kernels.usable(words.view(torch.uint8)):
+        return kernels.unpack(words)
     if words.device.type == "cpu":
         flags = torch.from_numpy(np.unpackbits(words.view(torch.uint8).numpy(), axis=1, bitorder="little"))
         return flags.view(torch.bool)[:, :cols].contiguous()

@@ -7,6 +7,7 @@ reaches over the edge of a matrix is a unit like any other, with fewer weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,11 @@ class Structure:
         """Return the (unit rows, unit cols) flags of a mask that respects the tiles."""
         rows, cols = self.tile_of((mask.shape[0], mask.shape[1]))
         return mask[::rows, ::cols]
+
+    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return how many rows and columns of units a matrix has."""
+        rows, cols = self.tile_of(shape)
+        return -(-shape[0] // rows), -(-shape[1] // cols)
 
     def pool(self, score: Tensor, how: Pooling) -> Tensor:
         """Return one score for each unit: the sum of its weights' scores, or their Euclidean norm."""
@@ -87,7 +93,9 @@ class Structure:
     def ungrouped(self, groups: Tensor, units: Tensor) -> Tensor:
         """Undo :meth:`grouped` for a unit matrix of ``units``' shape."""
         if isinstance(self.group, int):
-            return groups.reshape(units.shape[0], -1)[:, : units.shape[1]].contiguous()
+            # Not -1, which a shard without rows leaves open.
+            wide = -(-units.shape[1] // self.group) * self.group
+            return groups.reshape(units.shape[0], wide)[:, : units.shape[1]].contiguous()
         return groups.reshape(units.shape)
 
     def counts(self, units: Tensor) -> Tensor:
@@ -96,12 +104,15 @@ class Structure:
             return torch.tensor([count(units)], device=units.device)
         return self.grouped(units, False).sum(1)
 
-    def group_counts(self, target: int, allowed: Tensor) -> Tensor:
+    def group_counts(
+        self, target: int, allowed: Tensor, *, summed: Callable[[Tensor], Tensor] = lambda numbers: numbers
+    ) -> Tensor:
         """Return int64 (groups,): how many units each group holds.
 
         Args:
             target: wanted active units of the layer, at most the allowed ones.
             allowed: bool (unit rows, unit cols), the units that may be active.
+            summed: adds up numbers of groups over all parts of a layer, where this is one of them.
 
         A layer holds the target exactly. All other groups hold the same N (rows: the fan-in), or fewer where
         fewer are allowed: the N ≥ 1 whose total is nearest to the target, of two the smaller.
@@ -113,7 +124,8 @@ class Structure:
             return torch.zeros_like(room)
         # The n-th entry counts the groups with room for n units, so its running sum is the total at N = n.
         # Not N = round(density · M): with a narrower last group that gives another N at every update.
-        with_room = torch.bincount(room).flip(0).cumsum(0).flip(0)[1:]
+        size = self.grouped(allowed, False).shape[1]
+        with_room = summed(torch.bincount(room, minlength=size + 1)).flip(0).cumsum(0).flip(0)[1:]
         totals = with_room.cumsum(0).tolist()
         each = 1 + min(range(len(totals)), key=lambda n: abs(totals[n] - target))
         return room.clamp(max=each)

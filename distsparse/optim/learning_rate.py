@@ -8,7 +8,7 @@ the schedule proper covers w … total_steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -80,6 +80,11 @@ class ClosedFormLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         # torch counts calls to warn of a schedule that runs ahead of its optimizer; these were before.
         self._step_count = state_dict["last_epoch"] + 1
+        self._set_rates()
+
+    def rebase(self, base_lrs: Sequence[float]) -> None:
+        """Go on from the present step with other base rates, one for each group."""
+        self.base_lrs = list(base_lrs)
         self._set_rates()
 
     def _set_rates(self) -> None:

@@ -72,6 +72,8 @@ def adamw(
 
 # LBFGS needs a closure, SparseAdam sparse gradients, Muon parameters of two dimensions only.
 _NOT_GENERAL = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
+NOT_SHARDED = ("adafactor", "rprop")
+"""optimizers that torch cannot run on sharded parameters: means over a whole weight, indexed assignments"""
 # How a step is executed, not what it computes: torch chooses well, and `differentiable` records a graph.
 _EXECUTION = {"foreach", "fused", "capturable", "differentiable"}
 

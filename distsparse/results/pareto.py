@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.api.types import is_complex_dtype, is_numeric_dtype
+
+from distsparse.results.configurations import check_numeric
 
 BLOCK = 256
 FRONT_BLOCK = 4096
@@ -31,12 +32,18 @@ def pareto_front(
     valid = has_values(frame, objectives)
     mask = np.zeros(len(frame), dtype=bool)
     if valid.any():
-        # Dominance is about order only: ranks keep it exact for integers that no float holds.
-        ranks = [np.unique(frame.loc[valid, name].to_numpy(), return_inverse=True)[1] for name in objectives]
         signs = [-1] * len(maximize) + [1] * len(minimize)
-        costs = np.stack([sign * rank for sign, rank in zip(signs, ranks, strict=True)], axis=1)
-        mask[valid] = undominated(costs.astype(np.int64))
+        mask[valid] = front_mask([frame.loc[valid, name].to_numpy() for name in objectives], signs)
     return frame.loc[mask]
+
+
+def front_mask(columns: Iterable[NDArray[Any]], signs: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which points are on the front, from a column per objective; -1 maximizes it, 1 minimizes it."""
+    # Dominance is about order only: ranks keep it exact for integers that no float holds.
+    ranks = [
+        sign * np.unique(column, return_inverse=True)[1] for sign, column in zip(signs, columns, strict=True)
+    ]
+    return undominated(np.stack(ranks, axis=1).astype(np.int64))
 
 
 def check_objectives(frame: pd.DataFrame, objectives: Sequence[str]) -> None:
@@ -47,14 +54,10 @@ def check_objectives(frame: pd.DataFrame, objectives: Sequence[str]) -> None:
     """
     if not objectives:
         raise ValueError("no objective: name a column to maximize or to minimize")
+    check_numeric(frame, objectives)
     for name in objectives:
-        if name not in frame.columns:
-            close = difflib.get_close_matches(name, [str(column) for column in frame.columns], n=3)
-            raise ValueError(f"unknown column {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
         if list(objectives).count(name) > 1:
             raise ValueError(f"objective {name!r} is named twice")
-        if not is_numeric_dtype(frame[name]) or is_complex_dtype(frame[name]):
-            raise ValueError(f"column {name!r} is not numeric: {frame[name].dtype}")
 
 
 def has_values(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.bool_]:

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from distsparse.results.files import replacing
 from distsparse.results.pareto import check_objectives, has_values, pareto_front
-from distsparse.results.store import replacing
 
 FORMATS = (".pdf", ".png", ".svg")
 # Okabe and Ito's colours, which colour-blind readers tell apart; another marker marks a second round of them.
@@ -31,6 +31,7 @@ NAMES = {
     "nnz": "Active weights",
     "num_parameters": "Parameters",
     "latency_ms": "Latency of one sample (ms)",
+    "p50_ms": "Latency, median (ms)",
     "wall_s": "Training time (s)",
 }
 SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
@@ -185,8 +186,8 @@ def _draw_front(panel: Any, trials: pd.DataFrame, x: str, y: str, maximize: list
 
 
 def _decorate(panel: Any, trials: pd.DataFrame, x: str, y: str, maximize: list[str]) -> None:
-    panel.set_xlabel(f"{_label(x)} {'→' if x in maximize else '←'}")
-    panel.set_ylabel(f"{_label(y)} {'→' if y in maximize else '←'}")
+    panel.set_xlabel(f"{label(x)} {'→' if x in maximize else '←'}")
+    panel.set_ylabel(f"{label(y)} {'→' if y in maximize else '←'}")
     for axis, set_scale, name in ((panel.xaxis, panel.set_xscale, x), (panel.yaxis, panel.set_yscale, y)):
         low, high = trials[name].min(), trials[name].max()
         if low > 0 and high / low > 100:
@@ -213,11 +214,11 @@ def _legend(figure: Any, panels: Any, corner: Any, color: str | None, scale: Any
     """Put the legend beside the panel in the corner, or below when a colour bar is there."""
     handles, labels = panels[0].get_legend_handles_labels()
     if scale is None:
-        title = _label(color) if color is not None else None
+        title = label(color) if color is not None else None
         look = {"frameon": False, "alignment": "left", "title": title, "borderaxespad": 0.0}
         corner.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.03, 1.0), **look)
     else:
-        figure.colorbar(scale, ax=panels.tolist(), label=_label(str(color)), aspect=30)
+        figure.colorbar(scale, ax=panels.tolist(), label=label(str(color)), aspect=30)
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
@@ -227,7 +228,7 @@ def _title(trials: pd.DataFrame, front: pd.DataFrame) -> str:
     return f"{prefix}{len(front)} of {len(trials)} trials on the Pareto front"
 
 
-def _label(column: str) -> str:
+def label(column: str) -> str:
     """Return a column's name for people, with its unit."""
     if column in NAMES:
         return NAMES[column]

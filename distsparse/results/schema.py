@@ -33,7 +33,7 @@ KEY = (
 
 IDENTITY = (
     *KEY,
-    Column("status", STRING, "`completed` or `failed`"),
+    Column("status", STRING, "`completed`, `failed`, or `stopped` (by ASHA)"),
     Column("error", STRING, "why the trial failed; null when it completed"),
     Column("seed", INT, "seed of the initial weights, the masks and the order of the data"),
 )
@@ -153,12 +153,43 @@ LAYERS = (
     Column("dead_rows", INT, "rows (neurons, channels) with no active weight"),
 )
 
+LINEAGE = (
+    *KEY,
+    Column("step", INT, "optimizer step after which the settings held; 0 is the start"),
+    Column("settings", STRING, "what the sweep perturbs, as JSON by dotted name, from this step on"),
+    Column("source", STRING, "trial whose state at this step was taken over; null where it kept its own"),
+    Column("metric", STRING, "metric by which the population was compared; null at the start"),
+    Column("score", FLOAT, "the trial's own metric at this step, before the exchange"),
+    Column("source_score", FLOAT, "the source's metric at this step; null where there is no source"),
+)
+
+LATENCIES = (
+    *KEY,
+    Column("format", STRING, "how the weights are stored: `dense` or `csr`"),
+    Column("batch_size", INT, "samples of one call"),
+    Column("num_threads", INT, "threads of the call"),
+    Column("dtype", STRING, "of weights and inputs: `float32` or `bfloat16`"),
+    Column("p50_ms", FLOAT, "median time of one call, in milliseconds"),
+    Column("p10_ms", FLOAT, "a tenth of the calls took less"),
+    Column("p90_ms", FLOAT, "a tenth of the calls took more"),
+    Column("num_repeats", INT, "calls that were timed"),
+    Column("stable", BOOL, "whether the medians had settled; false on a machine that is busy, or too slow"),
+    Column("hostname", STRING, "host that measured"),
+    Column("cpu", STRING, "model of its processor"),
+    Column("num_cpus", INT, "processor cores available to the measurement"),
+    Column("accelerator", STRING, "model of its accelerator; null on a processor alone"),
+    Column("torch_version", STRING, "version of PyTorch"),
+    Column("measured_at", TIME, "when it was measured"),
+)
+
 TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
         "trials": (*IDENTITY, *OUTCOME, *COST, *PROVENANCE),
         "steps": STEPS,
         "rewires": REWIRES,
         "layers": LAYERS,
+        "lineage": LINEAGE,
+        "latencies": LATENCIES,
     }
 )
 
@@ -168,6 +199,9 @@ GRAIN: Mapping[str, str] = MappingProxyType(
         "steps": "One row per logged optimizer step.",
         "rewires": "One row per mask update and layer.",
         "layers": "One row per sparsified weight at the end of the trial.",
+        "lineage": "One row per comparison within a population (`pbt`), and one for its start. A trial that "
+        "took over another's state has that one's `steps`, `rewires` and times up to there.",
+        "latencies": "One row per format, batch size, thread count and machine that measured the network.",
     }
 )
 
@@ -227,9 +261,11 @@ Every trial writes one Parquet file into each table of its study:
 ```
 
 A file appears under its name only when it is complete; the row in `trials` is written last. Names that begin
-with a dot are files still being written, which every Parquet reader passes over. Fractions are in [0, 1],
-durations end in `_s` or `_ms`, times are UTC. The version of this schema is {version}, and every file carries
-its version.
+with a dot are files still being written, which every Parquet reader passes over. `distsparse compact` merges
+the files of large studies into a few, `merged-*.parquet`; every reader sees the same rows.
+
+Fractions are in [0, 1], durations end in `_s` or `_ms`, times are UTC. The version of this schema is
+{version}, and every file carries its version.
 
 pandas alone reads a table:
 
@@ -238,6 +274,9 @@ import pandas
 
 trials = pandas.read_parquet("<results>/<study>/trials")
 ```
+
+A results folder can be a URI of anything that pyarrow opens, such as `s3://bucket/results`, for `write` and
+for all that reads. A file appears there when its upload is complete. Compaction needs a local disk.
 
 `load` does a little more: it joins studies that were run with different methods installed, keeps integers
 with gaps as integers, drops configuration columns that no trial uses, and gives every value of `config` a
@@ -251,5 +290,32 @@ curves = load("<results>", table="steps")
 best = pareto_front(trials, maximize=["accuracy", "sparsity"], minimize=["latency_ms"])
 ```
 
-`distsparse results` and `distsparse pareto` print the same on the command line.
+## Analysis
+
+Every function takes a frame and returns one; the command beside it prints the same.
+
+| function | command | answer |
+|---|---|---|
+| `load` | `results` | the trials, or another table |
+| `summarize` | `summary` | each configuration over its seeds: mean, sd, bootstrap interval |
+| `pareto_front` | `pareto` | the trials that no other one beats |
+| `front_of_means` | `pareto --means` | the front of means over seeds, and how sure each point is |
+| `hypervolume`, `knee_point` | `pareto` | the front as one number, and its knee |
+| `best_under` | `best --at-most latency_ms=2` | the best trials within limits |
+| `compare` | `compare` | paired tests between methods, with Holm's correction |
+| `importance` | `importance` | which setting matters (permutation importance in a random forest) |
+| `write_report` | `report` | all of it as one interactive HTML file (needs plotly: `distsparse[report]`) |
+| `sql` | `results --sql` | SQL over the tables (needs DuckDB: `distsparse[sql]`) |
+
+```python
+from distsparse.results import best_under, compare, sql, summarize
+
+table = summarize(trials, ["accuracy", "latency_ms"])
+best = best_under(trials, {{"latency_ms": 2.0}}, maximize="validation_accuracy")
+tests = compare(trials, "accuracy", within=["requested_sparsity"])
+slow = sql('select "method.name", max(train_s) from trials group by all', "<results>")
+```
+
+A choice by the best of many test accuracies flatters what it chose: choose by `validation_accuracy`, which a
+run has where its data has a validation split, and read `accuracy` for what was chosen.
 """

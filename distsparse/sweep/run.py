@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from ray import tune
-from ray.tune import Callback
 
 from distsparse import results
-from distsparse.config import RunConfig
+from distsparse.config import Launch, RunConfig
+from distsparse.data import Dataset
 from distsparse.launch import record_latency
-from distsparse.launch.record import discard, finished_row, last_history, record_failed, trial_folder
+from distsparse.launch.lock import TrialInUse, exclusive
+from distsparse.launch.record import finished_row
 from distsparse.launch.run import make_study_folder
-from distsparse.launch.session import connected, require
+from distsparse.launch.session import alone_on_a_node, connected, fitting, require
+from distsparse.launch.stop import stops_on_signals
+from distsparse.sweep.adaptive import Adaptive
+from distsparse.sweep.agenda import Agenda, Listed, Search
+from distsparse.sweep.goal import Goal
+from distsparse.sweep.live import Live, varying
+from distsparse.sweep.pbt import Pbt, check_run, comparisons
+from distsparse.sweep.pool import bundles
+from distsparse.sweep.population import Population, alone
+from distsparse.sweep.shared import data_key, share
 from distsparse.sweep.space import Space
+from distsparse.sweep.stop import StopRequest, StopRule
 from distsparse.sweep.trial import run_trial
+from distsparse.sweep.tuning import EndAll, Feed, Outcomes
 from distsparse.train import check
+from distsparse.train.build import build_method
+from distsparse.train.history import Row
 from distsparse.train.progress import Progress
+from distsparse.train.setup import make_plan
+
+CHECKED_POINTS = 8
+"""random points of an adaptive search's space that are checked before Ray starts"""
+OBJECTIVES = {"accuracy": "max", "sparsity": "max"}
+"""of the Pareto front that is shown where the space names no objectives"""
+COUNT_NODES_S = 2.0
+"""seconds between two looks at what the cluster has"""
 
 
 def sweep(
@@ -36,7 +61,10 @@ def sweep(
     """Run every trial of a space and measure latency; return the study's ``trials`` table.
 
     Trials that completed before, in the same study, are kept; one that was cut off continues from its last
-    checkpoint. A trial that fails is a row with its error.
+    checkpoint. A trial that fails is a row with its error; one whose process or node dies is begun again, at
+    most ``launch.max_failures`` times, from its checkpoint. Several sweeps may work on one study at once:
+    each trial runs in one of them. On SIGINT or SIGTERM, or at the end of the time budget, running trials
+    finish their step, save it, and end.
 
     Args:
         space: see :func:`distsparse.sweep.space.parse_space`.
@@ -47,146 +75,256 @@ def sweep(
 
     Raises:
         ValueError: a trial's configuration cannot run; raised before Ray starts.
+        TrialInUse: another sweep trains the same population.
+        KeyboardInterrupt: SIGINT or SIGTERM; its argument is the signal's number.
     """
     root = root.resolve()
-    configs = space.configs()
-    waiting = [config for config in configs if finished_row(root, config) is None]
-    _check_all(waiting)
+    if space.pbt is None:
+        return _sweep(space, root, {}, None, address=address, num_cpus=num_cpus, verbose=verbose)
+    points = space.points()
+    datasets = _check_all([*points, *space.corners()], None)
+    populate = _populate(space, space.pbt, root, datasets)
     make_study_folder(root, space.base)
-    progress = Progress(len(configs), initial=len(configs) - len(waiting), unit="trial", enabled=verbose)
-    if len(waiting) < len(configs):
-        progress.line(f"{len(configs) - len(waiting)} of {len(configs)} trials completed before")
-    try:
-        if waiting:
-            _run_all(waiting, root, space, progress, address=address, num_cpus=num_cpus)
-    finally:
-        progress.close()
-    _measure_all(configs, root, verbose=verbose)
-    return results.load(root / space.base.study)
+    with alone(root, points):
+        return _sweep(space, root, datasets, populate, address=address, num_cpus=num_cpus, verbose=verbose)
 
 
-def _check_all(configs: Sequence[RunConfig]) -> None:
-    """Check each configuration that differs from the ones before in more than its seed."""
-    seen: set[str] = set()
-    for config in configs:
-        plain = config.to_dict() | {"seed": 0}
-        if str(plain) not in seen:
-            seen.add(str(plain))
-            check(config)
-
-
-class _Follow(Callback):  # type: ignore[misc]  # ray is untyped
-    """Show each trial as it ends."""
-
-    def __init__(self, configs: dict[str, RunConfig], root: Path, progress: Progress) -> None:
-        self._configs, self._root, self._progress = configs, root, progress
-        self.num_ended = 0
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial)
-
-    def _ended(self, trial: Any) -> None:
-        config = self._configs[trial.config["trial"]["key"]]
-        rows = results.read_trial(self._root, study=config.study, trial=config.key)
-        if rows is None:
-            # The process itself died: nobody else can say so.
-            reason = str(trial.get_error() or "the trial's process died").strip().splitlines()[-1]
-            row = record_failed(self._root, config, last_history(trial_folder(self._root, config)), reason)
-        else:
-            row = rows[0]
-        self.num_ended += 1
-        self._progress.advance()
-        if row["status"] == "completed":
-            outcome = f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f}  {row['wall_s']:.1f} s"
-        else:
-            outcome = f"failed: {row['error']}"
-        count = f"{self.num_ended}/{len(self._configs)}"
-        self._progress.line(f"{count:>7}  {config.key}  {outcome}  {trial.config['trial']['label']}")
-
-
-def _run_all(
-    configs: Sequence[RunConfig],
-    root: Path,
+def _sweep(
     space: Space,
-    progress: Progress,
+    root: Path,
+    datasets: dict[str, Dataset],
+    populate: Callable[[Sequence[RunConfig]], Population] | None,
     *,
     address: str | None,
     num_cpus: int | None,
+    verbose: bool,
+) -> pd.DataFrame:
+    deadline = None if space.time_budget_s is None else time.time() + space.time_budget_s
+    agenda = Agenda(
+        _search(space, root),
+        space.seeds,
+        root,
+        max_trials=space.max_trials,
+        stopped_is_over=space.asha is not None,
+        populate=populate,
+    )
+    waiting = _samples(space) if space.adaptive else agenda.settle()
+    datasets = datasets or _check_all(waiting, space.goal)
+    make_study_folder(root, space.base)
+    left = not agenda.over
+    before = set(agenda.rows)
+    progress = Progress(agenda.num_trials, initial=len(before), unit="trial", enabled=verbose)
+    if before:
+        progress.line(f"{len(before)} of {agenda.num_trials} trials completed before")
+    try:
+        for line in agenda.news():
+            progress.line(line)
+        if left:
+            objectives = space.goal.objectives if space.goal else OBJECTIVES
+            live = Live(agenda, progress, objectives, varying([*agenda.configs.values(), *waiting]))
+            with connected(address, num_cpus=num_cpus):
+                _run_all(agenda, root, space, datasets, deadline, live)
+    finally:
+        progress.close()
+    if not agenda.over:
+        progress.line(f"{agenda.num_trials - len(agenda.rows)} trials are left to the same command")
+    # A latency that the search read was measured beside other trials.
+    again = set(agenda.rows) - before if space.goal and space.goal.measures_latency else set()
+    if open_ := _not_measured(agenda, again):
+        # A Ray that was started here has ended by now, and its trials with it.
+        with connected(address) if address else nullcontext():
+            call = partial(alone_on_a_node, record_latency) if address else record_latency
+            _measure_all(open_, root, call, again=again, verbose=verbose)
+    folder = root / space.base.study
+    if not (folder / "trials").is_dir():  # a budget may end before any trial does
+        return pd.DataFrame(columns=[column.name for column in results.TABLES["trials"]])
+    return results.load(folder)
+
+
+def _samples(space: Space) -> list[RunConfig]:
+    """Return some trials of an adaptive search's space, to check before Ray starts."""
+    return replace(space, num_samples=CHECKED_POINTS).configs()
+
+
+def _populate(
+    space: Space, rule: Pbt, root: Path, datasets: dict[str, Dataset]
+) -> Callable[[Sequence[RunConfig]], Population]:
+    """Return what makes a population of its members.
+
+    Raises:
+        ValueError: there are too few members, or they could not be compared or changed.
+    """
+    base = space.base
+    if len(space.points()) < 2:
+        raise ValueError("pbt: a population has at least 2 members; raise num_samples")
+    dataset = datasets[data_key(base)]
+    check_run(rule, base, dataset, space.domains)
+    steps = comparisons(rule, base, make_plan(base, dataset, build_method(base)), space.domains)
+
+    def populate(members: Sequence[RunConfig]) -> Population:
+        return Population(members, rule, space.domains, steps, root, search_seed=space.search_seed)
+
+    return populate
+
+
+def _search(space: Space, root: Path) -> Search:
+    if not space.adaptive:
+        return Listed(space.points())
+    earlier: list[Row] = []
+    if space.warm_start is not None:
+        rows = results.load(space.warm_start).to_dict("records")
+        earlier = [{str(name): v for name, v in row.items() if pd.notna(v)} for row in rows]
+    search = Adaptive(space, root / space.base.study / "search", earlier=earlier)
+    if earlier and not search.num_learnt:
+        raise ValueError(f"warm_start = {space.warm_start!r}: none of its trials lies in the space")
+    return search
+
+
+def _check_all(configs: Sequence[RunConfig], goal: Goal | None) -> dict[str, Dataset]:
+    """Check each configuration that differs from the ones before in more than its seed; return their data.
+
+    Raises:
+        ValueError: one cannot run, or the goal reads a validation split that the data lacks.
+    """
+    seen: set[str] = set()
+    datasets: dict[str, Dataset] = {}
+    for config in configs:
+        plain = str(config.to_dict() | {"seed": 0})
+        if plain not in seen:
+            seen.add(plain)
+            name = data_key(config)
+            datasets[name] = check(config, datasets.get(name))
+            validated = goal and [column for column in goal.columns if "validation" in column]
+            if validated and datasets[name].validation is None:
+                raise ValueError(f"objectives: {validated[0]} needs a validation split; set data.validation")
+    return datasets
+
+
+def _run_all(
+    agenda: Agenda,
+    root: Path,
+    space: Space,
+    datasets: dict[str, Dataset],
+    deadline: float | None,
+    live: Live,
 ) -> None:
-    # Tune's own state holds pickles and nothing that a later sweep reads: not a part of the results.
-    scratch = root / ".tune" / uuid.uuid4().hex
-    follow = _Follow({config.key: config for config in configs}, root, progress)
-    with connected(address, num_cpus=num_cpus):
-        launch = space.base.launch
-        fitting = require(launch)
-        for config in configs:  # what a failed attempt left must not pass for this one's
-            discard(root, config, checkpoints=False)
-        if launch.workers > 0:
-            # The trial itself only waits; its workers hold the CPUs. {"CPU": 0} alone is refused.
-            resources = {"CPU": 0.0, "memory": 1.0}
-        else:
-            resources = {"CPU": launch.cpus_per_worker, "GPU": launch.gpus_per_worker}
+    launch = space.base.launch
+    at_first = require(launch)
+    # Tune starts the first trials' processes one after another unless that many may be on their way.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_first)
+    with _scratch_folder(root) as scratch:
+        rule = StopRule(str(scratch / "stop"), deadline)
+        request = StopRequest(rule)
+
+        def closed() -> bool:
+            return request.stopping or (deadline is not None and time.time() >= deadline)
+
+        shared = share(datasets.items())
+        measure = space.goal is not None and space.goal.measures_latency
+        # Only Ray Train goes on with fewer workers than there were.
+        pool = space.worker_pool and launch.min_workers is None
+        trainable = tune.with_parameters(
+            run_trial, rule=rule, shared=shared, measure=measure, pool=pool, asha=space.asha
+        )
+        datasets.clear()  # the store's copy is enough
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, resources),
-            param_space={
-                "root": str(root),
-                "trial": tune.grid_search(
-                    [
-                        {"config": config.to_dict(), "key": config.key, "label": label}
-                        for config, label in zip(configs, _labels(configs), strict=True)
-                    ]
-                ),
-            },
+            tune.with_resources(trainable, _resources(launch, pool=pool)),
             tune_config=tune.TuneConfig(
+                search_alg=Feed(agenda, root, room=_room(launch, space.max_concurrent), closed=closed),
+                scheduler=space.asha.scheduler() if space.asha else None,
+                num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=min(space.max_concurrent or fitting, fitting),
-                trial_dirname_creator=lambda trial: str(trial.config["trial"]["key"]),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
                 name=space.base.study,
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[follow],
+                failure_config=tune.FailureConfig(max_failures=launch.max_failures),
+                callbacks=[Outcomes(agenda, root, live)],
+                # A trial ends by itself after its step; one on workers of its own does not hear.
+                stop=EndAll(lambda: launch.workers > 0 and not pool and closed()),
             ),
         )
-        tuner.fit()
-    if follow.num_ended < len(configs):
-        raise KeyboardInterrupt  # Tune takes Ctrl-C as its own, and returns
-    shutil.rmtree(scratch, ignore_errors=True)
-    with suppress(OSError):  # another sweep's may still be there
-        scratch.parent.rmdir()
+        with stops_on_signals(request.stop):
+            tuner.fit()
+            if request.stopping:
+                raise KeyboardInterrupt
 
 
-def _labels(configs: Sequence[RunConfig]) -> list[str]:
-    """Return what sets each trial apart from the others, in one line."""
-    flats = [config.flat() for config in configs]
-    names = list(dict.fromkeys(name for flat in flats for name in flat))
-    # A parameter that some methods do not have differs only where it has two values.
-    varying = [name for name in names if len({str(flat[name]) for flat in flats if name in flat}) > 1]
+def _resources(launch: Launch, *, pool: bool) -> dict[str, float] | tune.PlacementGroupFactory:
+    if launch.workers > 0 and pool:
+        return tune.PlacementGroupFactory(bundles(launch))
+    if launch.workers > 0:
+        # The trial itself only waits; its workers hold the CPUs. {"CPU": 0} alone is refused.
+        return {"CPU": 0.0, "memory": 1.0}
+    return {"CPU": launch.cpus_per_worker, "GPU": launch.gpus_per_worker}
+
+
+def _room(launch: Launch, max_concurrent: int | None) -> Callable[[], int]:
+    """Return a function for how many trials may run at once; it follows nodes that come and go."""
+    looked_at, room = 0.0, 0
+
+    def now() -> int:
+        nonlocal looked_at, room
+        if time.monotonic() - looked_at > COUNT_NODES_S:
+            looked_at, room = time.monotonic(), max(fitting(launch), 1)
+        return min(max_concurrent or room, room)
+
+    return now
+
+
+@contextmanager
+def _scratch_folder(root: Path) -> Iterator[Path]:
+    """Give a folder for Tune's own files, which nothing reads later, and remove it.
+
+    Those of sweeps that were killed are removed too.
+    """
+    parent = root / ".tune"
+    parent.mkdir(exist_ok=True)
+    for left in parent.glob("[0-9a-f]*"):
+        with suppress(TrialInUse), exclusive(left):
+            shutil.rmtree(left, ignore_errors=True)
+            left.with_name(f".{left.name}.lock").unlink(missing_ok=True)
+    folder = parent / uuid.uuid4().hex
+    try:
+        with exclusive(folder):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+        with suppress(OSError):  # another sweep's may still be there
+            parent.rmdir()
+
+
+def _not_measured(agenda: Agenda, again: Set[str]) -> list[RunConfig]:
+    """Return the completed trials whose latency is wanted and was not measured, or only beside others."""
     return [
-        " ".join(
-            f"{name}={flat[name]:.4g}" if isinstance(flat[name], float) else f"{name}={flat[name]}"
-            for name in varying
-            if name in flat
-        )
-        for flat in flats
+        config
+        for key, config in agenda.configs.items()
+        if config.latency.measure
+        and agenda.rows[key]["status"] == "completed"
+        and ("latency_ms" not in agenda.rows[key] or key in again)
     ]
 
 
-def _measure_all(configs: Sequence[RunConfig], root: Path, *, verbose: bool) -> None:
-    """Measure latency one network after another, when no trial is left on the cores."""
-    rows = [(config, finished_row(root, config)) for config in configs if config.latency.measure]
-    open_ = [(config, row) for config, row in rows if row is not None and row["latency_ms"] is None]
-    if not open_:
-        return
-    progress = Progress(len(open_), unit="network", enabled=verbose)
-    progress.line(f"measuring latency of {len(open_)} networks")
-    for config, row in open_:
-        _, problem = record_latency(root, config, row)
-        if problem:
-            progress.line(f"{config.key}  {problem}")
+def _measure_all(
+    configs: Sequence[RunConfig],
+    root: Path,
+    measure: Callable[[Path, RunConfig, Row], tuple[Row, str | None]],
+    *,
+    again: Set[str],
+    verbose: bool,
+) -> None:
+    """Measure latency one network after another, where no trial is on the cores."""
+    progress = Progress(len(configs), unit="network", enabled=verbose)
+    progress.line(f"measuring latency of {len(configs)} networks")
+    for config in configs:
+        row = finished_row(root, config)
+        if row is not None and (row["latency_ms"] is None or config.key in again):
+            _, problem = measure(root, config, row)
+            if problem:
+                progress.line(f"{config.key}  {problem}")
         progress.advance()
     progress.close()

@@ -2,76 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
-from ray import tune
 from ray.tune.search.variant_generator import generate_variants
+from scipy.stats import qmc
 
-from distsparse.config import COMPONENTS, NOT_IDENTITY, SECTIONS, RunConfig, keywords, override, parse
+from distsparse.config import (
+    COMPONENTS,
+    IN_A_POPULATION,
+    NOT_IDENTITY,
+    SECTIONS,
+    RunConfig,
+    keywords,
+    override,
+    parse,
+)
 from distsparse.registry import suggestion
+from distsparse.sweep.asha import Asha, parse_asha
+from distsparse.sweep.domain import Domain, parse_domain
+from distsparse.sweep.goal import Goal, parse_goal
+from distsparse.sweep.pbt import Pbt, check_domains, parse_pbt
 
 Point = dict[str, Any]
 
-SEARCHES = ("random", "grid")
-_KEYS = ("study", "base", "space", "search", "num_samples", "search_seed", "seeds", "max_concurrent")
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values that one dotted name may take."""
-
-    path: str
-    kind: str
-    values: tuple[Any, ...] = ()
-    """of choice and grid"""
-    bounds: tuple[float, ...] = ()
-    """low, high (and step q for quniform); high is exclusive for randint"""
-
-    def probes(self) -> list[Any]:
-        """Return values that must be valid if the domain is: all of a list, the ends of a range."""
-        if self.values:
-            return list(self.values)
-        low, high = self.bounds[:2]
-        match self.kind:
-            case "randint":
-                return [low, high - 1]
-            case "quniform":
-                return [low, high]
-            case _:  # a whole number's field takes no float
-                return [float(low), float(high)]
-
-    def to_tune(self) -> Any:
-        """Return Ray Tune's domain; of a list, the positions, so that values may be anything."""
-        match self.kind:
-            case "grid":
-                return tune.grid_search(list(range(len(self.values))))
-            case "choice":
-                return tune.choice(list(range(len(self.values))))
-            case "uniform":
-                return tune.uniform(*self.bounds)
-            case "loguniform":
-                return tune.loguniform(*self.bounds)
-            case "quniform":
-                return tune.quniform(*self.bounds)
-            case _:
-                return tune.randint(*(int(bound) for bound in self.bounds))
-
-    def value(self, sampled: Any) -> Any:
-        """Return the plain value of what Tune sampled."""
-        if self.values:
-            return self.values[sampled]
-        if self.kind == "randint":
-            return int(sampled)
-        if self.kind == "quniform":
-            # Tune rounds to a multiple of q in binary: 0.30000000000000004.
-            rounded = float(f"{sampled:.12g}")
-            return int(rounded) if all(isinstance(bound, int) for bound in self.bounds) else rounded
-        return float(sampled)
+LISTED = ("random", "grid", "sobol")
+ADAPTIVE = ("tpe", "gp", "nsga2", "nsga3")
+SEARCHES = (*LISTED, *ADAPTIVE)
+_KEYS = (
+    "study",
+    "base",
+    "space",
+    "search",
+    "num_samples",
+    "search_seed",
+    "seeds",
+    "max_concurrent",
+    "max_trials",
+    "time_budget_s",
+    "worker_pool",
+    "asha",
+    "pbt",
+    "objectives",
+    "constraints",
+    "warm_start",
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +61,44 @@ class Space:
 
     base: RunConfig
     domains: tuple[Domain, ...]
-    search: Literal["random", "grid"]
+    search: str
+    """one of SEARCHES"""
     num_samples: int
     search_seed: int
     seeds: tuple[int, ...]
     max_concurrent: int | None
+    """trials side by side; None for as many as the cluster holds"""
+    max_trials: int | None
+    """trials that one command begins"""
+    time_budget_s: float | None
+    """seconds after which one command ends"""
+    worker_pool: bool
+    """whether data-parallel trials share workers that stay; else each has a Ray Train run of its own"""
+    asha: Asha | None
+    """ends trials that are behind the others"""
+    pbt: Pbt | None
+    """makes trials go on from better ones, with other settings"""
+    goal: Goal | None
+    """of an adaptive search"""
+    warm_start: str | None
+    """folder of an earlier study that an adaptive search learns from"""
+
+    def with_budget(self, *, time_budget_s: float | None, max_trials: int | None) -> Space:
+        """Return the space with other budgets; None leaves what it has.
+
+        Raises:
+            ValueError: a budget is not positive.
+        """
+        return replace(
+            self,
+            time_budget_s=_seconds("--time-budget-s", time_budget_s) or self.time_budget_s,
+            max_trials=self._trials_at_most(max_trials) if max_trials is not None else self.max_trials,
+        )
+
+    def _trials_at_most(self, number: int) -> int:
+        if self.pbt is not None:
+            raise ValueError(f"--max-trials {number}: the trials of a population train together, all of them")
+        return _positive("--max-trials", number)
 
     def with_samples(self, num_samples: int) -> Space:
         """Return the space with another number of random samples.
@@ -96,12 +110,18 @@ class Space:
             raise ValueError("--trials: a grid has as many trials as it has points; use search: random")
         return replace(self, num_samples=_positive("num_samples", num_samples))
 
-    def configs(self) -> list[RunConfig]:
-        """Return the configuration of every trial: each point with each seed; no two are equal.
+    @property
+    def adaptive(self) -> bool:
+        """Whether each point is chosen by what the points before it gave."""
+        return self.search in ADAPTIVE
+
+    def points(self) -> list[RunConfig]:
+        """Return the configuration of every point, with the base's seed; no two are equal.
 
         Where the space chooses a component's name, a keyword's domain is of those components that take it.
-        Random sampling leaves out points that it drew before; a space with fewer points than samples gives
-        all that were found.
+        Sampling leaves out points that it drew before; a space with fewer points than samples gives all that
+        were found. Of an adaptive search, random points of its space. With ``pbt``, what the members of the
+        population begin with.
 
         Raises:
             ValueError: a combination of values is not valid.
@@ -109,23 +129,68 @@ class Space:
         chosen: dict[str, RunConfig] = {}
         target = self.num_samples * math.prod(len(d.values) for d in self.domains if d.kind == "grid")
         for point in self._points():
-            if len(chosen) == target and self.search == "random":
+            if len(chosen) == target and self.search != "grid":
                 break
-            config = override(self.base, _applicable(point))
+            config = override(self.base, applicable(point))
             chosen.setdefault(config.key, config)
-        return [override(config, {"seed": seed}) for config in chosen.values() for seed in self.seeds]
+        return list(chosen.values()) if self.pbt is None else self._population(self.pbt, chosen)
+
+    def _population(self, rule: Pbt, chosen: Mapping[str, RunConfig]) -> list[RunConfig]:
+        """Return points as members of one population, known by all that it begins with."""
+        whole = json.dumps([asdict(rule), self.search_seed, list(map(asdict, self.domains)), *chosen])
+        name = hashlib.blake2b(whole.encode(), digest_size=6).hexdigest()
+        return [
+            override(config, {"population": {"id": name, "member": member}})
+            for member, config in enumerate(chosen.values())
+        ]
+
+    def corners(self) -> list[RunConfig]:
+        """Return the base with each end of each domain, the others at their first value."""
+        return [
+            override(self.base, _probe_point(self, domain, value))
+            for domain in self.domains
+            for value in domain.probes()
+        ]
+
+    def configs(self) -> list[RunConfig]:
+        """Return the configuration of every trial: each point with each seed; no two are equal."""
+        return [config for point in self.points() for config in replicates(point, self.seeds)]
 
     def _points(self) -> Iterator[Point]:
+        match self.search:
+            case "grid":
+                return self._tune_points(rounds=1)
+            case "sobol":
+                return self._sobol_points()
+            case _:
+                # Draws beyond the number asked for make up for repetitions.
+                return self._tune_points(rounds=self.num_samples * 20)
+
+    def _tune_points(self, *, rounds: int) -> Iterator[Point]:
         spec = {domain.path: domain.to_tune() for domain in self.domains}
         by_path = {domain.path: domain for domain in self.domains}
         random_state = np.random.RandomState(self.search_seed)
-        # Draws beyond the number asked for make up for repetitions.
-        rounds = 1 if self.search == "grid" else self.num_samples * 20
         for _ in range(rounds):
             for _, sampled in generate_variants(
                 dict(spec), constant_grid_search=True, random_state=random_state
             ):
                 yield {path: by_path[path].value(value) for path, value in sampled.items()}
+
+    def _sobol_points(self) -> Iterator[Point]:
+        """Yield a scrambled Sobol sequence over what is no grid, each point with each value of the grids."""
+        sampled = [domain for domain in self.domains if domain.kind != "grid"]
+        grids = [domain for domain in self.domains if domain.kind == "grid"]
+        sequence = qmc.Sobol(len(sampled), rng=self.search_seed) if sampled else None
+        for _ in range(self.num_samples * 20):
+            positions = sequence.random()[0] if sequence else ()
+            point = {d.path: d.at(float(u)) for d, u in zip(sampled, positions, strict=True)}
+            for values in itertools.product(*(domain.values for domain in grids)):
+                yield point | {d.path: value for d, value in zip(grids, values, strict=True)}
+
+
+def replicates(point: RunConfig, seeds: Sequence[int]) -> list[RunConfig]:
+    """Return a point's trials, one for each seed."""
+    return [override(point, {"seed": seed}) for seed in seeds]
 
 
 def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Space:
@@ -133,7 +198,10 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
 
     Args:
         values: ``study``, ``base`` (a run's configuration), ``space`` (dotted name → ``{kind: arguments}``),
-            ``search`` (random or grid), ``num_samples``, ``search_seed``, ``seeds``, ``max_concurrent``.
+            ``search`` (one of :data:`SEARCHES`), ``num_samples``, ``search_seed``, ``seeds``,
+            ``max_concurrent``, ``max_trials`` and ``time_budget_s`` (both of one command, not of the study);
+            ``worker_pool``, ``asha``, ``pbt``; for an adaptive search also ``objectives``, ``constraints``
+            and ``warm_start``.
         overrides: dotted name → value, applied to the base.
 
     Raises:
@@ -155,11 +223,14 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         base_values["study"] = values["study"]
     _check_overrides(overrides or {}, values)
     base = override(parse(base_values), overrides or {})
+    if base.population.id is not None:
+        raise ValueError(f"base.population.id = {base.population.id!r}: {IN_A_POPULATION}")
     search = values.get("search", "random")
     if search not in SEARCHES:
         raise ValueError(f"search = {search!r}: allowed: {', '.join(SEARCHES)}")
     domains = tuple(
-        _domain(path, spec, search) for path, spec in _mapping("space", values.get("space")).items()
+        parse_domain(path, spec, grid=search == "grid")
+        for path, spec in _mapping("space", values.get("space")).items()
     )
     seeds = values.get("seeds", [base.seed])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) != len(seeds):
@@ -170,6 +241,8 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         # Tune reserves the base's CPUs for each trial: one that wants more would wait for ever.
         if domain.path.partition(".")[0] in ("study", "launch"):
             raise ValueError(f"space.{domain.path}: is one for all trials; set it under base")
+        if domain.path.partition(".")[0] == "population":
+            raise ValueError(f"space.{domain.path}: {IN_A_POPULATION}")
         if domain.path.partition(".")[0] in NOT_IDENTITY:
             raise ValueError(f"space.{domain.path}: makes no other trial; set it under base")
     space = Space(
@@ -179,16 +252,75 @@ def parse_space(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
         num_samples=_positive("num_samples", values.get("num_samples", 1)),
         search_seed=_positive("search_seed", values.get("search_seed", 0), least=0),
         seeds=tuple(seeds),
-        max_concurrent=(
-            None
-            if values.get("max_concurrent") is None
-            else _positive("max_concurrent", values["max_concurrent"])
-        ),
+        max_concurrent=_positive_or_none("max_concurrent", values),
+        max_trials=_positive_or_none("max_trials", values),
+        time_budget_s=_seconds("time_budget_s", values.get("time_budget_s")),
+        worker_pool=_flag("worker_pool", values.get("worker_pool", True)),
+        asha=_asha(values, base),
+        pbt=_pbt(values, base, domains),
+        **_adaptive(search, values, base),
     )
     for seed in seeds:
         override(base, {"seed": seed})
     _probe(space)
     return space
+
+
+def _asha(values: Mapping[str, Any], base: RunConfig) -> Asha | None:
+    asha = parse_asha(values.get("asha"))
+    if asha is not None and base.launch.workers > 0:
+        raise ValueError("asha: ends only trials of one process; launch.workers must be 0")
+    if asha is not None and (len(values.get("objectives", ())) > 1 or values.get("constraints")):
+        raise ValueError("asha: compares by one metric; it serves no several objectives, and no constraints")
+    return asha
+
+
+def _pbt(values: Mapping[str, Any], base: RunConfig, domains: Sequence[Domain]) -> Pbt | None:
+    pbt = parse_pbt(values.get("pbt"))
+    if pbt is None:
+        return None
+    search = values.get("search", "random")
+    if search in ADAPTIVE:
+        raise ValueError(f"pbt: search = {search!r} chooses by results, too; allowed: {', '.join(LISTED)}")
+    for name in ("asha", "max_trials"):
+        if values.get(name) is not None:
+            raise ValueError(f"pbt: the trials of a population train together, all of them; leave out {name}")
+    own_run = values.get("worker_pool") is False or base.launch.min_workers is not None
+    if base.launch.workers > 0 and own_run:
+        raise ValueError(
+            "pbt: trains on one process a trial, or on workers that stay; worker_pool must be true and "
+            "launch.min_workers null"
+        )
+    if pbt.interval % base.train.evaluate_every:
+        raise ValueError(
+            f"pbt.interval = {pbt.interval}: must be a multiple of train.evaluate_every, "
+            f"which is {base.train.evaluate_every}"
+        )
+    check_domains(domains, base)
+    return pbt
+
+
+def _adaptive(search: str, values: Mapping[str, Any], base: RunConfig) -> dict[str, Any]:
+    """Return the fields that only an adaptive search has."""
+    if search not in ADAPTIVE:
+        for name in ("objectives", "constraints", "warm_start"):
+            if name in values:
+                raise ValueError(
+                    f"{name}: search = {search!r} does not use it; it is for {', '.join(ADAPTIVE)}"
+                )
+        return {"goal": None, "warm_start": None}
+    if "objectives" not in values:
+        raise ValueError(
+            f"objectives: search = {search!r} needs columns of trials to optimize, such as "
+            "{validation_accuracy: max, sparsity: max}"
+        )
+    goal = parse_goal(values["objectives"], values.get("constraints", {}))
+    if goal.measures_latency and not base.latency.measure:
+        raise ValueError("latency.measure = False: the objectives or constraints read a latency")
+    warm_start = values.get("warm_start")
+    if warm_start is not None and not isinstance(warm_start, str):
+        raise ValueError(f"warm_start = {warm_start!r}: must be the folder of an earlier study")
+    return {"goal": goal, "warm_start": warm_start}
 
 
 def _check_overrides(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -222,62 +354,19 @@ def _probe_point(space: Space, domain: Domain, value: Any) -> Point:
         if not takers:
             return {f"{kind}.name": names[0], domain.path: value}
         point[f"{kind}.name"] = takers[0]
-    return _applicable(point)
+    return applicable(point)
 
 
-def _applicable(point: Point) -> Point:
+def applicable(point: Point) -> Point:
     """Return a point without the keywords that its component lacks: they are those of others in the space."""
-
-    def applies(path: str) -> bool:
-        kind, _, keyword = path.partition(".")
-        name = point.get(f"{kind}.name")
-        return name is None or kind not in COMPONENTS or keyword in ("name", *keywords(kind, name))
-
-    return {path: value for path, value in point.items() if applies(path)}
+    return {path: value for path, value in point.items() if takes_part(path, point)}
 
 
-def _domain(path: Any, spec: Any, search: str) -> Domain:
-    where = f"space.{path}"
-    kinds = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ValueError(f"{where} = {spec!r}: must be one of {', '.join(kinds)} with its arguments")
-    kind, arguments = next(iter(spec.items()))
-    if kind not in kinds:
-        raise ValueError(
-            f"{where}: unknown domain {kind!r}{suggestion(str(kind), list(kinds))}: "
-            f"allowed: {', '.join(kinds)}"
-        )
-    if not isinstance(arguments, list) or not arguments:
-        raise ValueError(f"{where}.{kind} = {arguments!r}: must be a list that is not empty")
-    if kind in ("choice", "grid"):
-        if len({json.dumps(a, sort_keys=True, default=str) for a in arguments}) != len(arguments):
-            raise ValueError(f"{where}.{kind} = {arguments!r}: a value appears twice")
-        # In a grid search every list is a grid.
-        return Domain(str(path), "grid" if search == "grid" else kind, values=tuple(arguments))
-    if search == "grid":
-        raise ValueError(f"{where}.{kind}: a grid search takes choice and grid only; use search: random")
-    return Domain(str(path), kind, bounds=_bounds(f"{where}.{kind}", kind, arguments))
-
-
-def _bounds(where: str, kind: str, arguments: Sequence[Any]) -> tuple[float, ...]:
-    expected = 3 if kind == "quniform" else 2
-    numbers = [a for a in arguments if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    if len(arguments) != expected or len(numbers) != expected:
-        names = "[low, high, step]" if expected == 3 else "[low, high]"
-        raise ValueError(f"{where} = {list(arguments)!r}: must be {names}, as numbers")
-    low, high = numbers[:2]
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{where} = {list(arguments)!r}: low must be less than high")
-    if kind == "loguniform" and low <= 0:
-        raise ValueError(f"{where} = {list(arguments)!r}: low must be greater than 0")
-    if kind == "quniform":
-        if numbers[2] <= 0:
-            raise ValueError(f"{where} = {list(arguments)!r}: the step must be greater than 0")
-        if any(abs(bound / numbers[2] - round(bound / numbers[2])) > 1e-6 for bound in (low, high)):
-            raise ValueError(f"{where} = {list(arguments)!r}: low and high must be multiples of the step")
-    if kind == "randint" and not all(isinstance(n, int) for n in numbers):
-        raise ValueError(f"{where} = {list(arguments)!r}: must be whole numbers; high is not included")
-    return tuple(numbers)
+def takes_part(path: str, point: Point) -> bool:
+    """Return whether a dotted name means something beside a point's component names."""
+    kind, _, keyword = path.partition(".")
+    name = point.get(f"{kind}.name")
+    return name is None or kind not in COMPONENTS or keyword in ("name", *keywords(kind, name))
 
 
 def _mapping(where: str, value: Any) -> Mapping[Any, Any]:
@@ -290,3 +379,21 @@ def _positive(where: str, value: Any, *, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{where} = {value!r}: must be a whole number of at least {least}")
     return value
+
+
+def _positive_or_none(name: str, values: Mapping[str, Any]) -> int | None:
+    return None if values.get(name) is None else _positive(name, values[name])
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{where} = {value!r}: must be true or false")
+    return value
+
+
+def _seconds(where: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{where} = {value!r}: must be a number of seconds greater than 0")
+    return float(value)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distsparse.core.ticket import MASK, NETWORK
+from distsparse.dist import layout
 
 STATE = "state.safetensors"
 REST = "state.json"
@@ -75,6 +76,21 @@ def save(
         (folder / REST).write_text(json.dumps(rest))
     except (OSError, SafetensorError) as error:
         raise OSError(f"checkpoint in {folder.parent} cannot be written: {error}") from error
+
+
+def gathered(value: Any, *, keep: bool) -> Any:
+    """Return state with its sharded tensors whole and on the CPU, one at a time; all ranks must call it.
+
+    Without ``keep`` these are None, so that one rank alone has the memory of all.
+    """
+    if layout.is_sharded(value):
+        tensor = layout.whole(value.detach())
+        return tensor.cpu() if keep else None
+    if isinstance(value, Mapping):
+        return {key: gathered(item, keep=keep) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(gathered(item, keep=keep) for item in value)
+    return value
 
 
 def load_state(folder: Path) -> dict[str, Any]:

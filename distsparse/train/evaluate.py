@@ -14,6 +14,7 @@ from distsparse.train.setup import Run
 def evaluate(run: Run, split: Split) -> tuple[float, float]:
     """Return (mean cross-entropy, accuracy in [0, 1]) over a split, equal on all ranks. All ranks call it."""
     # The bare model: ranks may hold unequal numbers of batches, and DDP's forward is a collective.
+    # So is that of a sharded model, of which every rank therefore makes as many.
     model = run.bare_model
     for buffer in model.buffers():
         # Running statistics differ by each rank's last batch; rank 0's are saved, so they are what counts.
@@ -23,11 +24,17 @@ def evaluate(run: Run, split: Split) -> tuple[float, float]:
     device = split.labels.device
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     share = torch.arange(run.comm.rank, len(split.labels), run.comm.world_size, device=device)
-    for index in torch.split(share, run.config.train.evaluation_batch_size):
-        inputs, labels = data.batch(split, index, dataset=run.dataset, key=None)
+    size = run.config.train.evaluation_batch_size
+    most = -(-len(split.labels) // run.comm.world_size) if run.is_sharded else len(share)
+    for start in range(0, most, size):
+        index = share[start : start + size]
+        # With nothing left, a pass over one sample that does not count.
+        used = index if len(index) else torch.zeros(1, dtype=torch.int64, device=device)
+        inputs, labels = data.batch(split, used, dataset=run.dataset, key=None)
         with run.accelerator.autocast():
             logits = model(inputs.to(dtype))
-        logits = logits.to(torch.promote_types(dtype, torch.float32))
+        logits = logits[: len(index)].to(torch.promote_types(dtype, torch.float32))
+        labels = labels[: len(index)]
         totals[0] += F.cross_entropy(logits, labels, reduction="sum")
         totals[1] += (logits.argmax(1) == labels).sum()
         totals[2] += len(index)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distsparse.config import RunConfig
 from distsparse.data import Dataset
+from distsparse.dist import layout
+from distsparse.loggers import Logs
 from distsparse.ops.counter_rng import key
 from distsparse.train.early_stop import columns, goes_on
 from distsparse.train.evaluate import evaluate
@@ -21,7 +22,13 @@ from distsparse.train.setup import Run, prepare
 
 
 def train(
-    config: RunConfig, dataset: Dataset, reporter: Reporter, *, history: History, verbose: bool = False
+    config: RunConfig,
+    dataset: Dataset,
+    reporter: Reporter,
+    *,
+    history: History,
+    logs: Logs | None = None,
+    verbose: bool = False,
 ) -> Row:
     """Train to the end of the run, from the reporter's last checkpoint if it has one; return the summary.
 
@@ -32,10 +39,11 @@ def train(
         dataset: see :func:`distsparse.train.setup.check`.
         reporter: the runner's side, see :class:`~distsparse.train.reporter.Reporter`.
         history: filled with the run's rows as they arise, so that a failed run's are there too.
+        logs: the experiment trackers, on rank 0; they hear of rows as they come, and the caller ends them.
         verbose: show progress (on rank 0).
 
     Raises:
-        KeyboardInterrupt: the reporter asked to stop, and the step that was done then is saved.
+        KeyboardInterrupt: the reporter asked to stop, and the step that was done then is saved; on all ranks.
         FloatingPointError: the loss, or a weight that is to be saved, is not finite; on all ranks.
         TopologyMismatch: ranks hold different masks; on all ranks.
     """
@@ -47,6 +55,8 @@ def train(
     if resumed is None:
         history.add_rewired(run.sparsifier.initialize(run.micro_batches(0), run.loss))
         run.rewinder.step(0)
+    if logs is not None:
+        logs.begin(resumed=resumed is not None)
     plan = run.plan
     progress = Progress(
         plan.total_steps, initial=first_step, unit="step", enabled=verbose and reporter.rank == 0
@@ -73,7 +83,7 @@ def train(
         grad_norm = None
         if settings.clip_norm is not None:
             # Not accelerate's: it would unscale once more, which the scaler refuses.
-            grad_norm = float(clip_grad_norm_(run.model.parameters(), settings.clip_norm))
+            grad_norm = float(layout.whole(clip_grad_norm_(run.model.parameters(), settings.clip_norm)))
         # What put the update off would make every weight NaN.
         if not (run.sparsifier.pending or (event and event.skip_optimizer_step)):
             run.optimizer.step()
@@ -93,7 +103,7 @@ def train(
         ends = done == plan.total_steps
         evaluates = plan.ends_round(done) or (ends_epoch and (epoch + 1) % settings.evaluate_every == 0)
         every = config.checkpoint.every_steps
-        stopping = reporter.stopping and not ends
+        stopping = not ends and reporter.stops_after(done)
         saves = ends or stopping or (done % every == 0 if every else ends_epoch)
         if evaluates or done % settings.log_every == 0:
             mean_loss = window.take()
@@ -110,20 +120,27 @@ def train(
                 progress.line(describe(history.summary, plan.num_epochs))
         if rewound := run.rewinder.step(done):
             history.add_rewired(rewound)
+        if logs is not None and history.steps and history.steps[-1]["step"] == done:
+            logs.send(history.steps, history.rewires)
         if saves:
             _check_finite(run, done)
             window.synchronize()
         if evaluates or saves:
-
-            def save(target: Path, done: int = done) -> None:
-                run.save(target, step=done, history=history.to_dict(), window=window.state_dict())
-
             with history.beside_training():
                 # The window was just taken, so a stop that no checkpoint was due at needs no synchronizing.
-                reporter.report(history.summary, step=done, save=save if saves or stops else None)
+                state = {"step": done, "history": history.to_dict(), "window": window.state_dict()}
+                save = run.saver(**state) if saves or stops else None
+                # Rank 0 alone has these lines, and a report is a call of all ranks.
+                problems = "\n".join(logs.lines()) if logs else ""
+                if problems:
+                    progress.line(problems)
+                told = {"line": problems} if problems else {}
+                reporter.report({**history.summary, **told}, step=done, save=save)
             if stopping:
                 progress.close()
-                progress.line(f"stopped at step {done} of {plan.total_steps}, and saved")
+                line = f"stopped at step {done} of {plan.total_steps}, and saved"
+                progress.line(line)
+                reporter.report({"line": line}, step=done)
                 raise KeyboardInterrupt
             if stops:
                 break
@@ -138,8 +155,11 @@ def _check_finite(run: Run, done: int) -> None:
     Raises:
         FloatingPointError: naming the first weight that is not finite.
     """
-    for name, tensor in run.bare_model.state_dict().items():
-        if not bool(tensor.isfinite().all()):
+    state = run.bare_model.state_dict()
+    finite = [layout.local(tensor).isfinite().all() for tensor in state.values()]
+    problems = run.comm.sum(torch.stack([~flag for flag in finite]).to(torch.int64))
+    for name, problem in zip(state, problems.tolist(), strict=True):
+        if problem:
             raise FloatingPointError(f"{name} is not finite at step {done}")
 
 
@@ -159,7 +179,7 @@ def _row(
         "samples_per_s": num_samples / max(seconds, 1e-9),
         "elapsed_s": history.wall_s,
         **_traffic(run),
-        "sparsity": run.sparsifier.topology.sparsity,
+        "sparsity": run.sparsifier.sparsity,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -14,6 +14,7 @@ class Progress:
 
     def __init__(self, total: int, *, initial: int = 0, unit: str, enabled: bool) -> None:
         self._enabled = enabled
+        self._below: list[Any] = []
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -36,8 +37,25 @@ class Progress:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether there is a bar: without a terminal, or silent, there is none."""
+        return not self._bar.disable
+
+    def below(self, lines: Sequence[str]) -> None:
+        """Replace the lines below the bar; nothing where there is none."""
+        if not self.on_terminal:
+            return
+        while len(self._below) < len(lines):
+            position = len(self._below) + 1
+            self._below.append(tqdm(bar_format="{desc}", position=position, leave=False, file=sys.stderr))
+        for index, bar in enumerate(self._below):
+            bar.set_description_str(lines[index] if index < len(lines) else "")
+
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands, and nothing below it."""
+        for bar in self._below:
+            bar.close()
         self._bar.close()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from distsparse.core import Method, Rewired, Sparsifier
+from distsparse.dist import layout
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,5 @@ class Rewinder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self._saved = dict(state)
+        if "network" in state:
+            self._saved["network"] = layout.placed(state["network"], self._model.state_dict())

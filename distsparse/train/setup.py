@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distsparse import data, optim
-from distsparse.config import RunConfig
+from distsparse.config import RunConfig, allowed_workers
 from distsparse.core import Method, Sparsifier, find_weights, load_network
+from distsparse.core.sharding import obstacle
 from distsparse.data import Dataset
-from distsparse.dist import Comm, GradientHook, LocalComm, current, reduce_active
+from distsparse.dist import Comm, GradientHook, LocalComm, current, layout, reduce_active
+from distsparse.loggers import check_installed
 from distsparse.train import checkpoint
 from distsparse.train.build import build_method, build_model, starting_model
-from distsparse.train.parallel import make_accelerator
+from distsparse.train.parallel import check_shardable, make_accelerator, placed_state, shard
 from distsparse.train.rewind import Plan, Rewinder
 
 
@@ -61,16 +63,21 @@ def load_data(config: RunConfig) -> Dataset:
         return data.build(config.data.name, config.data.params)
 
 
-def check(config: RunConfig) -> Dataset:
+def check(config: RunConfig, dataset: Dataset | None = None) -> Dataset:
     """Load the data and rehearse a run's first step on two samples, before the run starts.
+
+    ``dataset`` is the configured one, where it was loaded before.
 
     Raises:
         ValueError: missing or unreadable data, a batch larger than the data, a custom factory that fails, a
             model that the data does not fit, nothing to sparsify, a sparsified weight that the forward pass
             does not use, T_end past the run, an allocation that cannot hold, a learning rate that cannot fall
-            to min_lr, a schedule that monitors a validation split which the data does not have.
+            to min_lr, a schedule that monitors a validation split which the data does not have, an experiment
+            tracker that is not installed.
     """
-    dataset = load_data(config)
+    check_installed(config.loggers)
+    if dataset is None:
+        dataset = load_data(config)
     with _naming("method."):
         method = build_method(config)
     plan = make_plan(config, dataset, method)
@@ -81,6 +88,9 @@ def check(config: RunConfig) -> Dataset:
         model = starting_model(config, dataset, method)
         sample = data.batch(dataset.train, torch.arange(2), dataset=dataset, key=None)
         loss = _loss(model, sample, label_smoothing=0.0)
+        if config.launch.shard:
+            with _naming("launch.shard = True: "):
+                _check_shard(config, method, model, sample)
     with _blaming("optimizer", config.optimizer.name):
         optimizer = optim.build_optimizer(
             config.optimizer.name, list(model.parameters()), config.optimizer.params
@@ -104,6 +114,13 @@ def check(config: RunConfig) -> Dataset:
     with _naming("method: "):
         sparsifier.initialize([sample], lambda net, batch: _loss(net, batch, label_smoothing=0.0))
     return dataset
+
+
+def _check_shard(config: RunConfig, method: Method, model: nn.Module, sample: tuple[Tensor, Tensor]) -> None:
+    if problem := obstacle(method):
+        raise ValueError(problem)
+    forward = partial(_loss, model, sample, label_smoothing=0.0)
+    check_shardable(model, forward, workers=allowed_workers(config))
 
 
 @contextmanager
@@ -184,32 +201,64 @@ class Run:
         maybe = {"scaler": self.accelerator.scaler, "reduction": self.reduction}
         return parts | {name: part for name, part in maybe.items() if part is not None}
 
-    def save(self, folder: Path, **state: Any) -> None:
-        """Write a checkpoint of the run, with more state beside, into an existing folder."""
-        checkpoint.save(
-            folder,
-            network=self.bare_model.state_dict(),
-            masks=self.sparsifier.topology.masks,
-            state={"config": self.config.to_dict(), **state}
-            | {name: part.state_dict() for name, part in self._stateful().items()},
-        )
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds a part of the weights only."""
+        return layout.is_sharded(next(self.bare_model.parameters()))
+
+    def saver(self, **state: Any) -> Callable[[Path], None]:
+        """Return what writes a checkpoint of the run, with more state beside, into an existing folder.
+
+        All ranks must call it, and rank 0 may then write: it has gathered there what is sharded.
+        """
+        if not self.is_sharded:
+            return lambda folder: checkpoint.save(folder, **self._contents(state))
+        whole = checkpoint.gathered(self._contents(state), keep=self.comm.rank == 0)
+        return lambda folder: checkpoint.save(folder, **whole)
+
+    def _contents(self, state: dict[str, Any]) -> dict[str, Any]:
+        parts = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {
+            "network": self.bare_model.state_dict(),
+            "masks": parts["sparsifier"]["masks"],
+            "state": {"config": self.config.to_dict(), **state} | parts,
+        }
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; return the state beside.
 
+        Optimizer settings that differ from those that it was saved under are this run's.
+
         Raises:
             ValueError: the checkpoint cannot be read, or is of another model.
         """
+        options = optim.Options.of(self.optimizer, self.schedule)
         network, _ = load_network(folder)
         state = checkpoint.load_state(folder)
+        model = self.bare_model
         try:
-            self.bare_model.load_state_dict(network)
+            model.load_state_dict(layout.placed(network, model.state_dict()))
         except RuntimeError as error:
             raise ValueError(f"checkpoint {folder} is of another model: {error}") from None
+        state["optimizer"] = placed_state(state["optimizer"], self.optimizer)
         for name, part in self._stateful().items():
             if name in state:  # one worker counts no traffic, and another number of workers may resume it
                 part.load_state_dict(state.pop(name))
+        saved, own = state["config"]["optimizer"], self.config.to_dict()["optimizer"]
+        changed = {name for name in own if own[name] != saved.get(name)}
+        optim.change(self.optimizer, self.schedule, options, changed)
         return state
+
+
+def _distributed(model: nn.Module, accelerator: Accelerator, *, sharded: bool) -> nn.Module:
+    """Return a model for training on all processes, on this one's device."""
+    prepared: nn.Module
+    if not sharded:
+        prepared = accelerator.prepare_model(model.to(accelerator.device))
+        return prepared
+    # In evaluation mode accelerate adds autocast and nothing else. The whole model is never on the device.
+    prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+    return shard(prepared, accelerator.device)
 
 
 def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
@@ -217,8 +266,8 @@ def prepare(config: RunConfig, dataset: Dataset, *, world_size: int) -> Run:
     accelerator = make_accelerator(config.train, config.launch, world_size=world_size)
     method = build_method(config)
     plan = make_plan(config, dataset, method)
-    bare_model = starting_model(config, dataset, method).to(accelerator.device)
-    model = accelerator.prepare_model(bare_model)
+    bare_model = starting_model(config, dataset, method)
+    model = _distributed(bare_model, accelerator, sharded=config.launch.shard and world_size > 1)
     optimizer = optim.build_optimizer(
         config.optimizer.name, list(model.parameters()), config.optimizer.params
     )

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from parts import TINY
 
+import distsparse.sweep.run as sweep_run
+from distsparse.cli.files import output_folder
 from distsparse.cli.main import main
 from distsparse.version import __version__
 
@@ -126,6 +129,44 @@ def test_relative_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     trial = pd.read_parquet(tmp_path / "out" / "default" / "trials").iloc[0]
     assert Path(trial["checkpoint"]).is_absolute()
     assert (Path(trial["checkpoint"]) / "network.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_output_on_an_object_store_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a path it would be a folder named s3: below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text("space: {method.alpha: {uniform: [0.1, 0.5]}}")
+    file = settings(tmp_path) if command == "train" else "space.yaml"
+    assert main([command, file, "--output", "s3://bucket/runs"]) == 2
+    error = capsys.readouterr().err
+    assert "--output s3://bucket/runs: must be a folder, or file:///folder" in error
+    assert "checkpoint.storage" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_budget_that_ends_before_any_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does where the trials of a population train side by side."""
+    monkeypatch.setattr(sweep_run, "connected", lambda *args, **options: nullcontext())
+    monkeypatch.setattr(sweep_run, "_run_all", lambda *args: None)
+    file = tmp_path / "space.yaml"
+    file.write_text("study: mine\nspace: {method.alpha: {uniform: [0.1, 0.5]}}\nnum_samples: 2")
+    assert main(["sweep", str(file), "--output", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "2 trials are left to the same command" in output
+    assert f"no trial ended within the budget; the same command goes on in {tmp_path / 'mine'}" in output
+
+
+def test_output_as_a_uri_of_a_folder() -> None:
+    assert output_folder("file:///tmp/my%20runs") == Path("/tmp/my runs")
+    assert output_folder("runs") == Path("runs")
+    for text in ("file://elsewhere/runs", "gs://bucket/runs"):
+        with pytest.raises(ValueError, match=f"--output {text}: must be a folder"):
+            output_folder(text)
 
 
 def test_model_beside_the_working_directory(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from distsparse.core import SparseWeight, find_weights
-from distsparse.core.weights import bit_mask, keep_active
 
 
 def names(model: nn.Module, **patterns: tuple[str, ...]) -> list[str]:
@@ -146,32 +145,3 @@ def test_matrix_rows_are_outputs_in_any_memory_layout(memory_format: torch.memor
     weight = SparseWeight("w", "Conv2d", parameter)
     assert weight.matrix(parameter).tolist() == values.reshape(2, 12).tolist()
     assert torch.equal(weight.unmatrix(weight.matrix(parameter)), values)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16])
-def test_keep_active_zeroes_anything_and_keeps_all_else(
-    dtype: torch.dtype, parameter_dtype: torch.dtype
-) -> None:
-    mask = torch.tensor([False, True, False, False, True, True])
-    bits = bit_mask(mask, torch.zeros(6, dtype=parameter_dtype))
-    tensor = torch.tensor([float("nan"), 2.5, float("-inf"), -3.0, -0.0, float("nan")], dtype=dtype)
-    keep_active(tensor, bits)
-    assert str(tensor.tolist()) == "[0.0, 2.5, 0.0, 0.0, -0.0, nan]"
-
-
-def test_keep_active_works_on_a_leaf_that_requires_grad() -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    keep_active(parameter, bit_mask(torch.tensor([False, True, False]), parameter))
-    assert parameter.tolist() == [0, 1, 0]
-    assert parameter.requires_grad
-
-
-@pytest.mark.parametrize("layouts", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_keep_active_is_by_position_not_by_memory(layouts: tuple[int, int]) -> None:
-    formats = (torch.contiguous_format, torch.channels_last)
-    mask = torch.arange(36).reshape(2, 2, 3, 3) % 5 == 0
-    values = torch.arange(1.0, 37.0).reshape(2, 2, 3, 3)
-    parameter, gradient = (values.clone(memory_format=formats[layout]) for layout in layouts)
-    keep_active(gradient, bit_mask(mask, parameter))
-    assert torch.equal(gradient, values * mask)

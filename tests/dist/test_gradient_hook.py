@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import Method, Sparsifier
 from distsparse.dist import Compression, reduce_active
+from distsparse.ops.keep import Keep
 from distsparse.methods import dense, dsr, gmp, granet, mest, rigl, set_, snfs, snip, srigl, static
 
 STEPS = 16
@@ -85,6 +86,38 @@ def trained(
     }
 
 
+def zeroing(rank: int) -> dict[str, Any]:
+    """What a step still zeroes where gradients are views of the buckets that the hook has zeroed."""
+    model = DistributedDataParallel(network(), gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier.attach(static(sparsity=0.8), model, optimizer, total_steps=STEPS, seed=0)
+    reduce_active(model, sparsifier)
+    sparsifier.initialize()
+    inactive = {
+        id(weight.parameter): ~sparsifier.topology.masks[name].reshape(weight.parameter.shape)
+        for name, weight in sparsifier.weights.items()
+    }
+    found: dict[str, Any] = {"passes": [], "left": []}
+    apply = Keep.apply
+    for step in range(6):
+        optimizer.zero_grad()
+        loss(model, share(step, rank, 2)).backward()
+        gradients = [(p.grad, inactive[id(p)]) for p in model.parameters() if id(p) in inactive]
+        before = sum(int(gradient[flags].count_nonzero()) for gradient, flags in gradients)
+        if step >= 3:  # as some do, between backward and step
+            for gradient, _ in gradients[1:]:
+                gradient.reshape(-1)[:].add_(1)
+        passes = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Keep, "apply", lambda keep, *tensors, p=passes: (p.append(1), apply(keep, *tensors)))
+            sparsifier.step()
+        after = sum(int(gradient[flags].count_nonzero()) for gradient, flags in gradients)
+        found["passes"].append(len(passes))
+        found["left"].append((before, after))
+        optimizer.step()
+    return found
+
+
 def _two(rank: int, folder: Path) -> None:
     _start(rank, 2, folder)
     results: dict[str, Any] = {}
@@ -95,6 +128,7 @@ def _two(rank: int, folder: Path) -> None:
     results["micro, plain"] = trained(METHODS["rigl"](), rank, 2, hook=False, micro=2)
     for compression in ("bf16", "fp16"):
         results[compression] = trained(METHODS["rigl"](), rank, 2, hook=True, compression=compression)
+    results["zeroing"] = zeroing(rank)
     _end(rank, folder, results)
 
 
@@ -167,6 +201,14 @@ def test_compression_halves_the_bytes(two: list[dict[str, Any]]) -> None:
         exact = torch.tensor(sum(two[0]["rigl"]["weights"], []))
         found = torch.tensor(sum(two[0][name]["weights"], []))
         assert not torch.equal(found, exact)
+
+
+def test_what_the_hook_has_zeroed_is_zeroed_again_only_if_the_bucket_was_written_to(
+    two: list[dict[str, Any]],
+) -> None:
+    for result in two:
+        assert result["zeroing"]["left"] == [[0, 0]] * 6
+        assert result["zeroing"]["passes"] == [0, 0, 0, 3, 3, 3]
 
 
 def test_four_ranks_send_a_rings_share(tmp_path: Path, two: list[dict[str, Any]]) -> None:

@@ -39,45 +39,75 @@ class Spy(nn.Module):
         return self.layer(x.float())
 
 
-def test_short_calls_fill_the_budget_in_turns():
+def test_short_calls_fill_two_budgets_in_turns_and_have_settled():
     clock = FakeClock()
     calls = [clock.call("a", 0.001), clock.call("b", 0.002)]
-    a, b = _sample_in_turns(calls, min_repeats=5, budget_s=0.3, clock=clock)
+    (a, b), stable = _sample_in_turns(calls, min_repeats=5, budget_s=0.3, clock=clock)
+    assert stable
     assert {round(t, 6) for t in a} == {0.001}
     assert {round(t, 6) for t in b} == {0.002}
-    # Ten slices of 30 ms each, one call of every slice spent on warming up.
-    assert 10 * 29 <= len(a) <= 10 * 31
-    assert 10 * 14 <= len(b) <= 10 * 16
+    # Ten slices of 30 ms in a budget, one call of every slice spent on warming up.
+    assert 20 * 29 <= len(a) <= 20 * 31
+    assert 20 * 14 <= len(b) <= 20 * 16
     turns = [name for name, _ in groupby(clock.log)]
     assert turns == ["a", "b"] * (len(turns) // 2)
-    assert len(turns) // 2 in (11, 12)  # the first turn is the warm-up of each
+    assert len(turns) // 2 in (21, 22)  # the first turn is the warm-up of each
+
+
+def test_repeats_until_the_medians_settle():
+    clock = FakeClock()
+    calls = 0
+
+    def slower_at_first():
+        nonlocal calls
+        calls += 1
+        clock.now += 0.002 if calls < 250 else 0.001
+
+    (times,), stable = _sample_in_turns([slower_at_first], min_repeats=1, budget_s=0.3, clock=clock)
+    assert stable
+    assert 3 * 0.3 <= clock.now < 8 * 0.3
+    assert sorted(times)[len(times) // 2] == pytest.approx(0.001)
+
+
+def test_a_busy_machine_is_given_up_after_eight_budgets():
+    clock = FakeClock()
+
+    def ever_slower():
+        clock.now += 0.001 + 0.01 * clock.now
+
+    _, stable = _sample_in_turns([ever_slower], min_repeats=1, budget_s=0.1, clock=clock)
+    assert not stable
+    assert 0.8 <= clock.now < 0.9
 
 
 def test_slow_calls_are_repeated_min_repeats_times():
     clock = FakeClock()
-    (times,) = _sample_in_turns([clock.call("a", 0.05)], min_repeats=20, budget_s=0.3, clock=clock)
-    assert len(times) == 20
+    (times,), stable = _sample_in_turns([clock.call("a", 0.05)], min_repeats=20, budget_s=0.3, clock=clock)
+    assert len(times) == 24  # four budgets of six
+    assert stable
 
 
 def test_very_slow_calls_stop_at_eight_budgets():
     clock = FakeClock()
-    a, b = _sample_in_turns(
+    (a, b), stable = _sample_in_turns(
         [clock.call("a", 0.75), clock.call("b", 1.25)], min_repeats=20, budget_s=0.25, clock=clock
     )
     assert len(a) == len(b) == 2  # 1 s per side and turn, until 2 s
     assert clock.now == 3 * 2.0
-    (once,) = _sample_in_turns([clock.call("a", 9.0)], min_repeats=20, budget_s=0.3, clock=clock)
+    assert not stable  # fewer repeats than were asked for
+    (once,), stable = _sample_in_turns([clock.call("a", 9.0)], min_repeats=20, budget_s=0.3, clock=clock)
     assert len(once) == 1
+    assert not stable
 
 
 def test_a_slow_first_call_of_a_slice_is_not_counted():
     clock = FakeClock()
-    durations = iter([0.02, *([0.02] + [0.001] * 10) * 100])
+    durations = iter([0.02, *([0.0205] + [0.001] * 10) * 100])
 
     def cold_then_warm():
         clock.now += next(durations)
 
-    (times,) = _sample_in_turns([cold_then_warm], min_repeats=1, budget_s=0.3, clock=clock)
+    (times,), _ = _sample_in_turns([cold_then_warm], min_repeats=1, budget_s=0.3, clock=clock)
     assert {round(t, 6) for t in times} == {0.001}
 
 
@@ -111,10 +141,10 @@ def test_tokens_as_input():
 
 def test_summary_in_milliseconds(monkeypatch):
     times = [k / 1000 for k in range(11, 0, -1)]
-    monkeypatch.setattr(latency_module, "_sample_in_turns", lambda calls, **_: [times])
+    monkeypatch.setattr(latency_module, "_sample_in_turns", lambda calls, **_: ([times], True))
     latency = measure(nn.Linear(2, 2), (2,), batch_size=7, num_threads=1)
     assert latency == Latency(
-        median_ms=6.0, p10_ms=2.0, p90_ms=10.0, num_repeats=11, batch_size=7, num_threads=1
+        median_ms=6.0, p10_ms=2.0, p90_ms=10.0, num_repeats=11, batch_size=7, num_threads=1, stable=True
     )
 
 

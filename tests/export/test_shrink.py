@@ -38,7 +38,7 @@ def close(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, Tensor]:
             weight.parameter.mul_(weight.unmatrix(mask))
             masks[weight.name] = mask
             for companion in found.get(weight.name, ()):
-                companion.tensor[companion.closed(mask)] = 0
+                companion.tensor[companion.closed(~mask.any(1))] = 0
     return masks
 
 

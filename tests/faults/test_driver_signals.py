@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM at a run on two workers: it ends at once, and resumes from its last checkpoint."""
+"""Ctrl-C and SIGTERM at a run on two workers: the running step is saved, and resumed from bit for bit."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from plants import outcome, planted, same
 
 from distsparse.config import RunConfig
 from distsparse.launch.record import saved_by_ray, trial_folder
+from distsparse.train import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def start(root: Path, *options: str) -> subprocess.Popen[str]:
@@ -31,39 +35,57 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def signalled(config: RunConfig, root: Path, number: int) -> tuple[int, str]:
-    """Send a signal to the driver after the first checkpoint; return its exit code and its last words."""
+def saved_steps(root: Path, config: RunConfig) -> list[int]:
+    return [
+        checkpoint.plain_values(Path(saved))["step"] for saved in saved_by_ray(trial_folder(root, config))
+    ]
+
+
+def signalled(config: RunConfig, root: Path, number: int, *, group: bool = False, times: int = 1) -> str:
+    """Send a signal to the driver after the checkpoint of step 5; return what it printed."""
     (root / "run.yaml").write_text(json.dumps(config.to_dict()))
     process = start(root)
     try:
         while not saved_by_ray(trial_folder(root, config)) and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None, process.communicate()
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        for _ in range(times):
+            (os.killpg if group else os.kill)(process.pid, number)
+            time.sleep(0.2)
+        output, error = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, error
-
-
-def check_stopped(config: RunConfig, root: Path, number: int, code: int, word: str) -> None:
-    returned, error = signalled(config, root, number)
-    assert returned == code, error
-    assert error == f"distsparse: {word}; to go on: `train` with --resume, or the same `sweep` again\n"
+    assert process.returncode == 128 + number, error
+    assert (
+        error == f"distsparse: {WORDS[number]}; to go on: `train` with --resume, or the same `sweep` again\n"
+    )
     assert not (root / "default" / "trials").exists()
+    return output
 
 
-def test_ctrl_c(tmp_path: Path) -> None:
-    config = planted("none", tmp_path, pause_s=0.2, **{"launch.workers": 2})
-    check_stopped(config, tmp_path, signal.SIGINT, 130, "interrupted")
-
-
-def test_terminated_run_resumes_bit_for_bit(two_undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    config = planted("none", tmp_path, pause_s=0.2, **{"launch.workers": 2})
-    check_stopped(config, tmp_path, signal.SIGTERM, 143, "terminated")
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_running_step_is_saved(
+    number: int, group: bool, two_undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to the whole group of processes."""
+    if group and number == signal.SIGTERM:
+        pytest.skip("to the whole group it ends the workers themselves")
+    config = planted("none", tmp_path, pause_s=0.5, **{"launch.workers": 2})
+    output = signalled(config, tmp_path, number, group=group)
+    (stopped,) = re.findall(r"stopped at step (\d+) of 24, and saved", output)
+    assert 5 < int(stopped) < 10, "it went on to the next checkpoint that was due"
+    assert saved_steps(tmp_path, config) == [5, int(stopped)]
     process = start(tmp_path, "--resume")
-    output, error = process.communicate(timeout=200)
+    output, error = process.communicate(timeout=400)
     assert process.returncode == 0, output + error
-    assert "resumed at step" in output
+    assert f"resumed at step {stopped} of 24" in output
     assert same(outcome(tmp_path, config), two_undisturbed)
+
+
+def test_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    config = planted("hang", tmp_path / "marker", at=7, **{"launch.workers": 2})
+    output = signalled(config, tmp_path, signal.SIGINT, times=2)
+    assert "stopped" not in output
+    assert saved_steps(tmp_path, config) == [5]

@@ -26,7 +26,9 @@ def run(config: RunConfig, root: Path) -> dict[str, Any]:
 
 
 def saved_steps(root: Path, config: RunConfig) -> list[int]:
-    return [checkpoint.plain_values(saved)["step"] for saved in saved_by_ray(trial_folder(root, config))]
+    return [
+        checkpoint.plain_values(Path(saved))["step"] for saved in saved_by_ray(trial_folder(root, config))
+    ]
 
 
 def told(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -65,7 +67,7 @@ def test_truncated_newest_checkpoint(
     assert row["status"] == "failed"
     assert "\n" not in row["error"]
     assert saved_steps(tmp_path, config) == [5, 10]
-    newest = saved_by_ray(trial_folder(tmp_path, config))[-1]
+    newest = Path(saved_by_ray(trial_folder(tmp_path, config))[-1])
     file = newest / "state.safetensors"
     os.truncate(file, file.stat().st_size - 1)
     told(capfd)
@@ -95,6 +97,8 @@ def test_hanging_worker_ends_the_run(
     row = run(config, tmp_path)
     assert row["status"] == "failed"
     other = 1 - rank
-    assert row["error"] == f"TimeoutError: worker {other} waited for another one longer than launch.timeout_s"
+    assert (
+        row["error"] == f"TimeoutError: worker {other} waited for worker {rank} longer than launch.timeout_s"
+    )
     assert told(capfd) == [], "it was tried again"
     assert saved_steps(tmp_path, config) == [5]

@@ -163,14 +163,18 @@ def test_planted_divergence_is_found(tmp_path: Path) -> None:
 class TestOneSession:
     """Runs that share a Ray."""
 
-    def test_exactly_the_same_masks_in_double_precision(self, ray_session: None, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("shard", [False, True])
+    def test_exactly_the_same_masks_in_double_precision(
+        self, ray_session: None, tmp_path: Path, shard: bool
+    ) -> None:
         from distsparse.launch.trainer import run_on_workers
 
         values = {
             **{name: value for name, value in DIGITS.items() if name != "checkpoint"},
             "train": {"epochs": 4, "batch_size": 50, "precision": "fp64", "accumulation": 5},
         }
-        both = run_on_workers(override(values, {"launch.workers": 2}), tmp_path / "two", verbose=False)
+        launch = {"launch.workers": 2, "launch.shard": shard}
+        both = run_on_workers(override(values, launch), tmp_path / "two", verbose=False)
         alone = run_local(override(values, {}), tmp_path / "one", verbose=False)
         assert both["status"] == alone["status"] == "completed"
         assert both["num_updates"] == 8
@@ -195,7 +199,10 @@ class TestOneSession:
         assert row["steps"] == 12
         assert trial_folder(tmp_path, config).exists()
 
-    def test_recorded_accuracy_is_that_of_the_saved_network(self, ray_session: None, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("shard", [False, True])
+    def test_recorded_accuracy_is_that_of_the_saved_network(
+        self, ray_session: None, tmp_path: Path, shard: bool
+    ) -> None:
         """Normalisation's running statistics differ between ranks; the saved ones must be those evaluated."""
         from distsparse.launch.record import load_network as load_model
         from distsparse.launch.trainer import run_on_workers
@@ -207,6 +214,7 @@ class TestOneSession:
                 "data": {"name": "parts:pictures", "samples": 16},
                 "train": {"epochs": 1, "batch_size": 8},
                 "launch.workers": 2,
+                "launch.shard": shard,
             }
         )
         row = run_on_workers(config, tmp_path, verbose=False)

@@ -430,8 +430,8 @@ def test_tile_and_group_exclude_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_the_seed_matters_where_a_method_is_random(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draws, method = [], configured(name)
-    drawn = Signals.random_bits_at
-    monkeypatch.setattr(Signals, "random_bits_at", lambda self, index: draws.append(1) or drawn(self, index))
+    drawn = Signals.random_scores
+    monkeypatch.setattr(Signals, "random_scores", lambda self: draws.append(1) or drawn(self))
     outcomes = [finished(method, seed=seed).outcome() for seed in (0, 1)]
     assert (outcomes[0] != outcomes[1]) == bool(draws)
 

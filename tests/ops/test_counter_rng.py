@@ -130,3 +130,12 @@ def test_words_are_mixed_alike_in_numpy_and_in_torch(shape: tuple[int, ...]) -> 
     kept = words.clone()
     assert torch.equal(counter_rng._mix_in_numpy(words), counter_rng._mix_in_torch(words))
     assert torch.equal(words, kept)
+
+
+@pytest.mark.parametrize("first", [0, 7, 2**40])
+def test_a_key_from_a_place_on(first: int) -> None:
+    key = counter_rng.key(1, "a")
+    index = torch.arange(20)
+    assert torch.equal(
+        counter_rng.bits(counter_rng.key_from(key, first), index), counter_rng.bits(key, index + first)
+    )

@@ -21,9 +21,12 @@ def test_count_and_places() -> None:
 )
 def test_order_and_comparisons(dtype: torch.dtype) -> None:
     values = torch.tensor([3, -1, 2, 2, 5], dtype=dtype)
-    assert [kth_largest(values, k).item() for k in range(1, 6)] == [5, 3, 2, 2, -1]
-    assert kth_largest(values, 1).dtype == dtype
-    assert kth_largest(values, 1).shape == ()
+    assert [found.item() for found in kth_largest(values, *range(1, 6))] == [5, 3, 2, 2, -1]
+    assert [found.item() for found in kth_largest(values, 5, 1)] == [-1, 5]
+    assert kth_largest(values) == []
+    (largest,) = kth_largest(values, 1)
+    assert largest.dtype == dtype
+    assert largest.shape == ()
     assert below(values, values[2]).tolist() == [False, True, False, False, False]
     assert above(values, values[2]).tolist() == [True, False, False, False, True]
 

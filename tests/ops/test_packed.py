@@ -32,3 +32,9 @@ def test_words_are_the_same_with_and_without_numpy() -> None:
     mask = torch.rand(7, 192, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(gathered(mask), pack(mask))
     assert torch.equal(spread(pack(mask)), mask)
+
+
+def test_no_rows() -> None:
+    mask = torch.zeros(0, 70, dtype=torch.bool)
+    assert pack(mask).shape == (0, 2)
+    assert torch.equal(unpack(pack(mask), 70), mask)

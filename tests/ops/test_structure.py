@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -156,3 +157,26 @@ def test_a_total_of_groups_gives_the_same_groups_again(group: str | int, cols: i
 def test_tile_and_group_exclude_each_other(group: str | int) -> None:
     with pytest.raises(ValueError, match=rf"tile = \(2, 2\) with group = {group!r}: they exclude each other"):
         Structure(tile=(2, 2), group=group)
+
+
+@pytest.mark.parametrize("group", ["row", 4])
+def test_group_counts_of_parts_are_those_of_the_whole(group: Any) -> None:
+    allowed = torch.rand(9, 10, generator=torch.Generator().manual_seed(0)) < 0.7
+    structure = Structure(group=group)
+    expected = structure.group_counts(30, allowed)
+    found = []
+    for part in (allowed[:5], allowed[5:5], allowed[5:]):
+
+        def of_all(numbers: torch.Tensor) -> torch.Tensor:
+            groups = structure.counts(allowed)
+            return torch.bincount(groups, minlength=len(numbers))
+
+        found.append(structure.group_counts(30, part, summed=of_all))
+    assert torch.equal(torch.cat(found), expected)
+
+
+def test_the_grid_of_units() -> None:
+    for tile in ((1, 1), (2, 3), (1, -1), (-1, 2)):
+        structure = Structure(tile=tile)
+        for shape in ((4, 6), (5, 7)):
+            assert structure.grid(shape) == tuple(structure.units(torch.ones(shape, dtype=torch.bool)).shape)

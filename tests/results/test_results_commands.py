@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from distsparse.cli import pareto, results
+from distsparse.cli import best, compare, importance, pareto, results, summary
 from distsparse.results import write
 
 KEYS = [letter * 12 for letter in "abcde"]
@@ -17,8 +17,8 @@ CONFIG = {"method.name": pa.string(), "method.sparsity": pa.float64(), "model.na
 def command(*arguments):
     parser = argparse.ArgumentParser(prog="distsparse")
     commands = parser.add_subparsers(required=True)
-    results.add(commands)
-    pareto.add(commands)
+    for part in (results, summary, pareto, best, compare, importance):
+        part.add(commands)
     args = parser.parse_args([str(argument) for argument in arguments])
     args.run(args)
 
@@ -125,6 +125,7 @@ def test_pareto_prints_the_front_and_counts_what_was_left_out(root, capsys):
     assert [line.split()[0] for line in lines[1:3]] == [KEYS[0], KEYS[2]]
     assert lines[4:] == [
         "2 of 4 completed trials are on the front; 1 without a value for latency_ms left out",
+        f"knee: trial {KEYS[2]}; hypervolume 0.0004 from accuracy 0.95, sparsity 0.9, latency_ms 0.75",
         "1 failed trials are not considered",
     ]
 
@@ -185,7 +186,93 @@ def test_a_folder_without_results_is_an_error(tmp_path):
 
 
 def test_help_shows_an_example(capsys):
-    for name in ("results", "pareto"):
+    for name in ("results", "summary", "pareto", "best", "compare", "importance"):
         with pytest.raises(SystemExit):
             command(name, "--help")
         assert f"distsparse {name} results " in capsys.readouterr().out
+
+
+def test_summary_prints_means_with_intervals(root, tmp_path, capsys):
+    add_trial(root, "f" * 12, "rigl", 0.9, seed=1, accuracy=0.97, sparsity=0.9)
+    command("summary", root, "--values", "accuracy", "--csv", tmp_path / "means.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "method.name",
+        "method.sparsity",
+        "num_trials",
+        "accuracy",
+        "accuracy",
+        "interval",
+    ]
+    [line] = [line for line in lines if line.startswith("rigl")]
+    assert line.split(maxsplit=3) == ["rigl", "0.9", "2", "0.9761 ± 0.0086  [0.97, 0.9821]"]
+    assert lines[-2] == "4 configurations of 5 completed trials"
+    table = pd.read_csv(tmp_path / "means.csv").set_index("method.name")
+    assert table.loc["rigl", "trials"] == f"{KEYS[0]} {'f' * 12}"
+    command("summary", root, "--by", "model.name")
+    assert capsys.readouterr().out.splitlines()[-1] == "1 configurations of 5 completed trials"
+
+
+def test_pareto_of_means_and_the_quality_of_the_front(root, capsys):
+    command("pareto", root, "--maximize", "accuracy", "--maximize", "sparsity", "--means")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["gmp", "set"]
+    assert lines[1].split()[-2:] == ["yes", "1"]
+    assert "2 configurations are on the front of the means" in lines
+    # From (0, 0): 0.99 · 0.9 + 0.96 · 0.08
+    reference = ("--reference", "accuracy=0", "--reference", "sparsity=0")
+    command("pareto", root, "--maximize", "accuracy", "--maximize", "sparsity", *reference)
+    out = capsys.readouterr().out
+    assert f"knee: trial {KEYS[2]}; hypervolume 0.9678 from accuracy 0, sparsity 0" in out
+    with pytest.raises(ValueError, match=r"--reference accuracy: must be COL=NUMBER"):
+        command("pareto", root, "--maximize", "accuracy", "--reference", "accuracy")
+
+
+def test_best_prints_what_is_within_the_limits(root, tmp_path, capsys):
+    command("best", root, "--at-most", "latency_ms=0.5", "--csv", tmp_path / "best.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [KEYS[0], KEYS[2]]
+    assert "2 of 4 completed trials are within the limits" in lines
+    assert pd.read_csv(tmp_path / "best.csv")["trial"].tolist() == [KEYS[0], KEYS[2]]
+    command("best", root, "--minimize", "wall_s", "--at-least", "sparsity=0.9", "--means", "--count", "1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[0] == "set"
+    assert lines[2] == ""
+    assert lines[3] == "4 of 4 configurations are within the limits"
+
+
+def test_compare_prints_differences_and_how_many_are_significant(tmp_path, capsys):
+    for place, letter in enumerate("0123456789"):
+        method, seed = ("rigl", "set")[place % 2], place // 2
+        add_trial(
+            tmp_path, letter * 12, method, 0.9, seed=seed, accuracy=0.9 + 0.01 * (place % 3) * (place % 2)
+        )
+    command("compare", tmp_path, "--csv", tmp_path / "tests.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["rigl", "set", "5"]
+    assert "of 1 differences in accuracy are significant at 5 % (Holm)" in lines[3]
+    assert len(pd.read_csv(tmp_path / "tests.csv")) == 1
+    command("compare", tmp_path, "--between", "seed", "--baseline", "0", "--within", "method.name")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 8 + 2
+    with pytest.raises(ValueError, match=r"baseline = 'gmp': method\.name has only rigl, set"):
+        command("compare", tmp_path, "--baseline", "gmp")
+
+
+def test_importance_and_sql(tmp_path, capsys):
+    for place in range(20):
+        add_trial(tmp_path, f"{place:012x}", ("rigl", "set")[place % 2], 0.9, accuracy=place % 2, seed=place)
+    command("importance", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[0] == "method.name"
+    assert lines[-1] == "the settings explain 100% of the variance of accuracy on unseen trials"
+    command(
+        "results",
+        tmp_path,
+        "--sql",
+        'select "method.name" as m, count(*) as n from trials group by m order by m',
+    )
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["m", "n"],
+        ["rigl", "10"],
+        ["set", "10"],
+    ]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distsparse.results import TABLES, config_columns, load, read_trial, store, studies, write
+from distsparse.results import TABLES, config_columns, load, read_trial, replacing, studies, write
 
 A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 CONFIG = {"method.name": pa.string(), "method.delta_T": pa.int64(), "method.zeta": pa.float64()}
@@ -317,10 +317,10 @@ def test_folders_that_are_no_studies_are_passed_over(tmp_path):
 def test_replacing_keeps_the_old_file_when_the_block_raises(tmp_path):
     path = tmp_path / "report.csv"
     path.write_text("old")
-    with pytest.raises(TypeError), store.replacing(path) as file:
+    with pytest.raises(TypeError), replacing(path) as file:
         file.writelines([b"ne", "w"])
     assert path.read_text() == "old"
-    with store.replacing(path) as file:
+    with replacing(path) as file:
         file.write(b"new")
     assert [child.name for child in tmp_path.iterdir()] == ["report.csv"]
     assert path.read_text() == "new"

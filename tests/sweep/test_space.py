@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from distsparse.config import override
 from distsparse.sweep import Space, parse_space
+from distsparse.train import check
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "tune_spaces").glob("*.yaml"))
 ALPHA = {"method.alpha": {"uniform": [0.1, 0.5]}}
@@ -103,7 +106,54 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"space": ALPHA, "search": "grid"},
         ["space.method.alpha.uniform", "grid search", "search: random"],
     ),
-    "unknown search": ({"space": ALPHA, "search": "bayes"}, ["search = 'bayes'", "random, grid"]),
+    "unknown search": ({"space": ALPHA, "search": "bayes"}, ["search = 'bayes'", "random, grid, sobol, tpe"]),
+    "adaptive without objectives": (
+        {"space": ALPHA, "search": "tpe"},
+        ["objectives", "search = 'tpe'", "{validation_accuracy: max, sparsity: max}"],
+    ),
+    "objectives of a random search": (
+        {"space": ALPHA, "objectives": {"accuracy": "max"}},
+        ["objectives", "search = 'random' does not use it", "tpe"],
+    ),
+    "bad objective": (
+        {"space": ALPHA, "search": "gp", "objectives": {"accurcy": "max"}},
+        ["objectives.accurcy", "did you mean 'accuracy'"],
+    ),
+    "latency that is not measured": (
+        {
+            "space": ALPHA,
+            "search": "tpe",
+            "objectives": {"latency_ms": "min"},
+            "base": {"latency": {"measure": False}},
+        },
+        ["latency.measure = False"],
+    ),
+    "warm start": (
+        {"space": ALPHA, "search": "tpe", "objectives": {"accuracy": "max"}, "warm_start": 3},
+        ["warm_start = 3"],
+    ),
+    "max_trials": ({"space": ALPHA, "max_trials": 0}, ["max_trials = 0", "at least 1"]),
+    "time budget": ({"space": ALPHA, "time_budget_s": -1}, ["time_budget_s = -1", "greater than 0"]),
+    "time budget as text": ({"space": ALPHA, "time_budget_s": "1h"}, ["time_budget_s = '1h'", "seconds"]),
+    "asha is a flag": ({"space": ALPHA, "asha": True}, ["asha = True", "mapping"]),
+    "asha's key": ({"space": ALPHA, "asha": {"grac": 1}}, ["asha = {'grac': 1}", "grace"]),
+    "asha's metric": ({"space": ALPHA, "asha": {"metric": "loss"}}, ["asha.metric = 'loss'", "accuracy"]),
+    "asha's grace": ({"space": ALPHA, "asha": {"grace": 1.0}}, ["asha.grace = 1.0", "T_end"]),
+    "asha's factor": ({"space": ALPHA, "asha": {"reduction_factor": 1}}, ["asha.reduction_factor = 1"]),
+    "asha on workers": (
+        {"space": ALPHA, "asha": {}, "base": {"launch": {"workers": 2}}},
+        ["asha", "launch.workers must be 0"],
+    ),
+    "asha of two objectives": (
+        {
+            "space": ALPHA,
+            "asha": {},
+            "search": "tpe",
+            "objectives": {"accuracy": "max", "sparsity": "max"},
+        },
+        ["asha", "one metric"],
+    ),
+    "worker_pool": ({"space": ALPHA, "worker_pool": "warm"}, ["worker_pool = 'warm'", "true or false"]),
     "no samples": ({"space": ALPHA, "num_samples": 0}, ["num_samples = 0", "at least 1"]),
     "samples as text": ({"space": ALPHA, "num_samples": "many"}, ["num_samples = 'many'"]),
     "negative search_seed": ({"space": ALPHA, "search_seed": -1}, ["search_seed = -1", "at least 0"]),
@@ -133,11 +183,64 @@ def test_bad_space_is_one_clear_line(case: str) -> None:
         assert text in message
 
 
+def shipped(file: Path) -> Space:
+    return parse_space(YAML(typ="safe", pure=True).load(file))
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_spaces_are_valid(file: Path) -> None:
-    configs = parse_space(YAML(typ="safe", pure=True).load(file)).configs()
+    configs = shipped(file).configs()
     assert len({config.key for config in configs}) == len(configs) > 1
     assert {config.study for config in configs} == {file.stem}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_spaces_say_what_they_ask_and_cost(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    comment = [line for line in lines if line.startswith("#")]
+    assert "?" in comment[0]
+    (cost,) = [line for line in comment if line.startswith("# Cost: ")]
+    number = int(cost.split()[2])
+    found = shipped(file)
+    # Of points where seeds are a factor of their own, else of trials.
+    expected = len(found.points()) if "seeds" in cost else len(found.configs())
+    assert number == expected
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_spaces_can_run(file: Path) -> None:
+    """Every method rehearses its first step, on noise of MNIST's shape."""
+    found = shipped(file)
+    configs = found.configs() if found.search == "grid" else replace(found, num_samples=6).configs()
+    noise = {"name": "parts:pictures", "samples": 6000, "size": 28}
+    # Of each method with its other parameters, the highest sparsity: it leaves the least room.
+    configs.sort(key=lambda config: config.method.params.get("sparsity", 0.0))
+    for config in {str(config.to_dict()["method"] | {"sparsity": 0}): config for config in configs}.values():
+        check(override(config, {"data": noise}))
+
+
+def test_delta_t_study() -> None:
+    found = shipped(SHIPPED[0].with_name("delta_t.yaml"))
+    assert {config.method.params["delta_T"] for config in found.configs()} == {10, 100, 1000}
+
+
+def test_comparison_table_has_every_family() -> None:
+    found = shipped(SHIPPED[0].with_name("methods.yaml"))
+    names = {config.method.name for config in found.configs()}
+    assert names >= {
+        "dense",
+        "static",
+        "imp",
+        "snip",
+        "grasp",
+        "synflow",
+        "set",
+        "rigl",
+        "snfs",
+        "dsr",
+        "gmp",
+    }
+    assert len(found.seeds) >= 3
 
 
 def sampled(found: Space) -> list[str]:
@@ -193,6 +296,35 @@ def test_grid_within_a_random_search() -> None:
     configs = space(domains, num_samples=3).configs()
     assert len(configs) == 6
     assert Counter(config.method.params["delta_T"] for config in configs) == {1: 3, 2: 3}
+
+
+def test_sobol_fills_the_space_evenly() -> None:
+    """Of 16 points, one in each sixteenth of both ranges, and four in each quarter of the square."""
+    domains = {"method.alpha": {"uniform": [0.1, 0.9]}, "optimizer.lr": {"loguniform": [0.01, 1]}}
+    configs = space(domains, search="sobol", num_samples=16).configs()
+    alphas = [(config.method.params["alpha"] - 0.1) / 0.8 for config in configs]
+    rates = [math.log10(config.optimizer.params["lr"]) / 2 + 1 for config in configs]
+    assert sorted(int(alpha * 16) for alpha in alphas) == list(range(16))
+    assert sorted(int(rate * 16) for rate in rates) == list(range(16))
+    quarters = Counter((alpha < 0.5, rate < 0.5) for alpha, rate in zip(alphas, rates, strict=True))
+    assert set(quarters.values()) == {4}
+
+
+def test_sobol_over_every_kind_of_domain() -> None:
+    domains = {
+        "method.alpha": {"quniform": [0.1, 0.4, 0.1]},
+        "method.delta_T": {"randint": [1, 5]},
+        "method.allocation": {"choice": ["er", "erk"]},
+        "method.sparsity": {"grid": [0.5, 0.9]},
+    }
+    found = space(domains, search="sobol", num_samples=24, seeds=[0, 1])
+    configs = found.configs()
+    assert len(configs) == 24 * 2 * 2
+    params = [config.method.params for config in configs]
+    assert {p["alpha"] for p in params} == {0.1, 0.2, 0.3, 0.4}
+    assert {p["delta_T"] for p in params} == {1, 2, 3, 4}
+    assert Counter(p["sparsity"] for p in params) == {0.5: 48, 0.9: 48}
+    assert sampled(found.with_samples(5))[:20] == sampled(found)[:20]
 
 
 def test_sections_as_values() -> None:

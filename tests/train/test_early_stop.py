@@ -171,12 +171,12 @@ def test_resumed_equals_uninterrupted_across_reductions(monitor: str, lr: float,
         reporter.after = after
         with pytest.raises(KeyboardInterrupt):
             train(config, dataset, reporter, history=History())
-        reductions.append(load_state(reporter.saved()[-1])["schedule"]["num_reductions"])
+        reductions.append(load_state(Path(reporter.saved()[-1]))["schedule"]["num_reductions"])
     assert reductions[0] == 0 < reductions[-1]
     resumed = History()
     reporter = LocalReporter(folder, keep=2)
     train(config, dataset, reporter, history=resumed)
-    resumed_network, resumed_masks = load_network(reporter.saved()[-1])
+    resumed_network, resumed_masks = load_network(Path(reporter.saved()[-1]))
     assert equal(network, resumed_network)
     assert equal(masks, resumed_masks)
     assert untimed(history.steps) == untimed(resumed.steps)

@@ -12,7 +12,7 @@ def write(folder: Path) -> None:
 
 
 def names(reporter: LocalReporter) -> list[str]:
-    return [folder.name for folder in reporter.saved()]
+    return [Path(folder).name for folder in reporter.saved()]
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:

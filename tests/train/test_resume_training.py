@@ -82,7 +82,7 @@ def test_resumed_equals_uninterrupted(name: str, tmp_path: Path) -> None:
     reporter = LocalReporter(folder, keep=2)
     assert reporter.saved()
     train(config, dataset, reporter, history=resumed)
-    resumed_network, resumed_masks = load_network(reporter.saved()[-1])
+    resumed_network, resumed_masks = load_network(Path(reporter.saved()[-1]))
     assert equal(network, resumed_network)
     assert equal(masks, resumed_masks)
     assert untimed(history.steps) == untimed(resumed.steps)

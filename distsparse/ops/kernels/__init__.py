@@ -1,0 +1,249 @@
+"""Passes over a layer's entries, compiled for CPUs where numba is installed (the extra ``fast``).
+
+Each does in one pass, vectorized, what a chain of tensor operations does in several, and returns exactly the
+same. A caller asks :func:`usable` and has another way, which is also a GPU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsparse.ops import counter_rng, sampling
+from distsparse.ops.kernels.parts import in_parts
+
+LEAST = 1 << 14
+"""entries below which a compiled pass gains nothing that is worth loading the compiler for"""
+
+_ENDS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+_ORDERED = (torch.float32, torch.float64, torch.int64)
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@cache
+def installed() -> bool:
+    """Return whether numba can be imported."""
+    return find_spec("numba") is not None
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Return whether tensors of as many entries as the first lie in a CPU's memory, row-major and large."""
+    large = tensors[0].numel() >= LEAST and installed()
+    return large and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+
+
+def ordered(values: Tensor) -> bool:
+    """Return whether values are of a kind that :func:`split` compares."""
+    return values.dtype in _ORDERED
+
+
+def split(
+    values: Tensor, flags: Tensor, low: Tensor, high: Tensor, *, magnitudes: bool, fill: bool
+) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Divide candidates by two bounds on their scores, which are flat values or their magnitudes.
+
+    Args:
+        values: flat, of a dtype that is :func:`ordered`.
+        flags: bool, flat; the candidates, or with ``fill`` all others.
+        low: 0-dim.
+        high: 0-dim.
+        magnitudes: the scores are ``|values|``.
+        fill: what is flagged is chosen as well.
+
+    Returns:
+        flags of what is chosen, the candidates above ``high``, and their number; index (int64) and score of
+        those that are neither above it nor below ``low``, NaN among them.
+    """
+    loop = _loops().split_magnitudes if magnitudes else _loops().split
+    array = values.numpy()
+    return _as_tensors(loop, lambda part: array[part], values.dtype, flags, low, high, fill)
+
+
+def split_random(
+    key: int, flags: Tensor, low: Tensor, high: Tensor, *, fill: bool
+) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Return what :func:`split` does of the random bits of a key at each place, see ``counter_rng.bits``."""
+    word = _word(key)
+    return _as_tensors(_loops().split_random, lambda part: word, torch.int64, flags, low, high, fill)
+
+
+def best_magnitudes(values: Tensor, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
+    """Return the ``k`` candidates of the largest magnitudes, and with ``fill`` what is flagged.
+
+    None where a quick look does not decide it: at k = 0 or all, with a NaN, or if the sample was misleading.
+    """
+    array, loops = values.numpy(), _loops()
+    sample = partial(loops.sample_magnitudes, array)
+    source = array.__getitem__
+    return _best(sample, loops.split_magnitudes, source, values.dtype, flags, num_flagged, k, fill)
+
+
+def best_random(key: int, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
+    """Return what :func:`best_magnitudes` does by the random bits of a key at each place."""
+    word, loops = _word(key), _loops()
+    sample = partial(loops.sample_random, word)
+    return _best(sample, loops.split_random, lambda part: word, torch.int64, flags, num_flagged, k, fill)
+
+
+def sample_magnitudes(values: Tensor, flags: Tensor, num: int, step: int, *, fill: bool) -> Tensor:
+    """Return the magnitudes of those of ``num`` entries, ``step`` apart and around, that are candidates."""
+    found = torch.empty(num, dtype=values.dtype)
+    loop = _loops().sample_magnitudes
+    return found[: loop(values.numpy(), _bytes(flags), np.uint8(fill), step, found.numpy())]
+
+
+def sample_random(key: int, flags: Tensor, num: int, step: int, *, fill: bool) -> Tensor:
+    """Return the random bits of a key at those of ``num`` places that are candidates."""
+    found = torch.empty(num, dtype=torch.int64)
+    loop = _loops().sample_random
+    return found[: loop(_word(key), _bytes(flags), np.uint8(fill), step, found.numpy())]
+
+
+def zero_inactive(mask: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Set entries of tensors to exactly +0 where a bool mask of their shape is False, NaN included.
+
+    Their numbers are of one size in bytes.
+    """
+    loop, flags, bits = _loops().keep, _bytes(mask), tuple(map(_integers, tensors))
+    in_parts(
+        len(flags), lambda first, stop: loop(flags[first:stop], tuple(each[first:stop] for each in bits))
+    )
+
+
+def pack_beside(mask: Tensor, before: Tensor, first_word: int) -> tuple[Tensor, Tensor, int, int, int]:
+    """Pack a mask and count, in itself, in another one and in what differs, (rows, whole words of flags).
+
+    Returns:
+        words as of ``ops.packed.pack``; their digest, the first one's place being ``first_word``; flags that
+        are set, that were set, and that differ.
+    """
+    words = torch.empty(mask.shape[0], mask.shape[1] // 64, dtype=torch.int64)
+    loop, packed = _loops().pack, words.numpy().ravel().view(np.uint64)
+    eights, old = (_bytes(each).view(np.uint64) for each in (mask, before))
+
+    def part(first: int, stop: int) -> tuple[int, ...]:
+        eight, word = slice(first // 8, stop // 8), slice(first // 64, stop // 64)
+        found = loop(eights[eight], old[eight], packed[word], np.uint64(first_word + word.start))
+        return tuple(map(int, found))
+
+    num, num_before, num_changed, digest = map(sum, zip(*in_parts(mask.numel(), part), strict=True))
+    return words, torch.tensor(counter_rng.signed(digest % (1 << 64))), num, num_before, num_changed
+
+
+def unpack(words: Tensor) -> Tensor:
+    """Return the flags of words, 64 each, as bool (rows, 64 * words in a row)."""
+    flags = torch.empty(words.shape[0], 64 * words.shape[1], dtype=torch.bool)
+    loop, packed, eights = (
+        _loops().unpack,
+        words.numpy().ravel().view(np.uint64),
+        _bytes(flags).view(np.uint64),
+    )
+    in_parts(
+        flags.numel(),
+        lambda first, stop: loop(packed[first // 64 : stop // 64], eights[first // 8 : stop // 8]),
+    )
+    return flags
+
+
+@cache
+def _loops() -> Any:
+    """Load the compiler when it is first needed: it takes a third of torch's own time to import."""
+    from distsparse.ops.kernels import loops
+
+    return loops
+
+
+def _word(key: int) -> Any:
+    return np.uint64(key % (1 << 64))
+
+
+def _bytes(flags: Tensor) -> Any:
+    return flags.numpy().reshape(-1).view(np.uint8)
+
+
+def _integers(tensor: Tensor) -> Any:
+    return tensor.detach().view(_SAME_SIZE[tensor.element_size()]).reshape(-1).numpy()
+
+
+def _best(
+    sample_loop: Any,
+    split_loop: Any,
+    source: Callable[[slice], Any],
+    dtype: torch.dtype,
+    flags: Tensor,
+    num_flagged: int,
+    k: int,
+    fill: bool,
+) -> Tensor | None:
+    size = len(flags)
+    num_open = size - num_flagged if fill else num_flagged
+    if not 0 < k < num_open:
+        return None
+    room = torch.empty(sampling.size_for(size), dtype=dtype).numpy()
+    sample = room[: sample_loop(_bytes(flags), np.uint8(fill), sampling.stride(size), room)]
+    ranks = sampling.bracket(len(sample), k / num_open)
+    places = [len(sample) - rank for rank in ranks if rank]
+    found = np.partition(sample, places)[places] if places else sample[:0]
+    least, most = (-np.inf, np.inf) if dtype.is_floating_point else _ENDS
+    bounds = (
+        found[0] if ranks[0] else room.dtype.type(least),
+        found[-1] if ranks[1] else room.dtype.type(most),
+    )
+    chosen, num_chosen, where, scores = _split(split_loop, source, dtype, flags, *bounds, fill)
+    rest = k - num_chosen + (num_flagged if fill else 0)
+    if not 0 < rest <= len(scores):
+        return None
+    threshold = np.partition(scores, len(scores) - rest)[len(scores) - rest]
+    return chosen if _loops().settle(where, scores, threshold, rest, _bytes(chosen)) else None
+
+
+def _split(
+    loop: Any,
+    source: Callable[[slice], Any],
+    dtype: torch.dtype,
+    flags: Tensor,
+    low: Any,
+    high: Any,
+    fill: bool,
+) -> tuple[Tensor, int, Any, Any]:
+    """Return the chosen and their number; as arrays, index and score of those between the bounds."""
+    chosen = torch.empty_like(flags)
+    into, given = _bytes(chosen), _bytes(flags)
+
+    def part(first: int, stop: int) -> tuple[int, Any, Any]:
+        # Bounds from a sample leave less between them; others need another pass.
+        room = (stop - first) // 16 + 2048
+        these = slice(first, stop)
+        while True:
+            where, scores = (
+                torch.empty(room, dtype=torch.int64).numpy(),
+                torch.empty(room, dtype=dtype).numpy(),
+            )
+            found, num_chosen = loop(
+                source(these), given[these], np.uint8(fill), low, high, into[these], first, where, scores
+            )
+            if found <= room:
+                return num_chosen, where[:found], scores[:found]
+            room = found
+
+    parts = in_parts(len(flags), part)
+    if len(parts) == 1:
+        return chosen, *parts[0]
+    # numpy's: torch's would wake its own threads for little.
+    nums, *found = zip(*parts, strict=True)
+    return chosen, sum(nums), *map(np.concatenate, found)
+
+
+def _as_tensors(
+    loop: Any, source: Callable[[slice], Any], dtype: torch.dtype, flags: Tensor, low: Tensor, high: Tensor,
+    fill: bool,
+) -> tuple[Tensor, int, Tensor, Tensor]:  # fmt: skip
+    least, most = (value.to(dtype).numpy()[()] for value in (low, high))
+    chosen, num_chosen, where, scores = _split(loop, source, dtype, flags, least, most, fill)
+    return chosen, num_chosen, torch.from_numpy(where), torch.from_numpy(scores)

@@ -1,0 +1,172 @@
+"""A compiled pass returns exactly what the tensor operations do: same masks, same order, same digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from distsparse.ops import counter_rng, kernels
+from distsparse.ops.compare import compare
+from distsparse.ops.keep import Keep
+from distsparse.ops.kernels import parts
+from distsparse.ops.packed import pack, unpack
+from distsparse.ops.select import Magnitudes, RandomBits, Scores, filled_mask, top_k_counts, top_k_mask
+
+SIZES = [1, 7, 8, 63, 64, 4095, 4096, 4097, 20_000, 70_001]
+CPU = torch.device("cpu")
+
+
+def both(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object]) -> tuple[object, object]:
+    """A function's results without and with compiled passes."""
+    monkeypatch.setattr(kernels, "LEAST", 1 << 60)
+    plain = function()
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    return plain, function()
+
+
+def sources(size: int) -> dict[str, Tensor | Scores]:
+    generator = torch.Generator().manual_seed(size)
+    normal = torch.randn(size, generator=generator)
+    return {
+        "magnitudes": Magnitudes(normal),
+        "float64": Magnitudes(normal.double()),
+        "half": Magnitudes(normal.bfloat16()),
+        "ties": Magnitudes((normal * 2).round()),
+        "random": RandomBits(12345, CPU),
+        "negative key": RandomBits(-7, CPU),
+        "made scores": normal,
+        "integers": (normal * 3).long(),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("source", list(sources(1)))
+def test_the_same_are_selected(size: int, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = sources(size)[source]
+    for density in (0.1, 0.9, 1.0):
+        candidates = counter_rng.uniform(size, torch.arange(size)) < density
+        for share in (0.0, 0.03, 0.5, 0.97, 1.0):
+            k = round(share * int(candidates.sum()))
+            plain, compiled = both(monkeypatch, lambda c=candidates, k=k: top_k_mask(scores, k, c))
+            assert torch.equal(plain, compiled), (density, share)
+            assert int(compiled.sum()) == k
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("source", list(sources(1)))
+def test_the_same_are_filled(size: int, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = sources(size)[source]
+    for density in (0.0, 0.1, 0.9):
+        active = counter_rng.uniform(size, torch.arange(size)) < density
+        for share in (0.0, 0.03, 0.5, 1.0):
+            k = round(share * int((~active).sum()))
+            plain, compiled = both(monkeypatch, lambda a=active, k=k: filled_mask(scores, k, a))
+            assert torch.equal(plain, compiled), (density, share)
+            assert torch.equal(compiled, active | top_k_mask(scores, k, ~active)), (density, share)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_the_same_on_several_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 70_016
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    candidates = counter_rng.uniform(1, torch.arange(size)) < 0.5
+    rows, before = candidates.reshape(-1, 64), (~candidates).reshape(-1, 64)
+
+    def everything() -> list[Tensor]:
+        zeroed = torch.ones(size)
+        Keep.of(candidates, zeroed).apply(zeroed)
+        chosen = [top_k_mask(scores, 20_000, candidates) for scores in sources(size).values()]
+        filled = [filled_mask(scores, 20_000, candidates) for scores in sources(size).values()]
+        words, digest, *numbers = compare(rows, before, first_row=5)
+        return [zeroed, *chosen, *filled, words, digest, torch.tensor(numbers), unpack(pack(rows), 64)]
+
+    one = everything()
+    ranges: list[tuple[int, int]] = []
+    monkeypatch.setattr(parts, "LEAST", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert 1 < len(parts.in_parts(size, lambda *each: ranges.append(each))) <= threads
+    assert sorted(stop for _, stop in ranges)[-1] == size
+    for first, second in zip(one, everything(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_same_counts_over_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [
+        (sources(size)["magnitudes"], torch.ones(size, dtype=torch.bool)) for size in (70_001, 300, 9000)
+    ]
+    parts = [lambda layer=layer: layer for layer in layers]
+    for k in (1, 5000, 79_000):
+        plain, compiled = both(monkeypatch, lambda k=k: top_k_counts(parts, k))
+        assert plain == compiled
+        assert sum(compiled) == k
+
+
+@pytest.mark.parametrize("tied", [0.0, 1.0])
+def test_one_value_at_every_place_fills_the_room_again(tied: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = Magnitudes(torch.full((100_000,), tied))
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    mask = top_k_mask(scores, 40_000, torch.ones(100_000, dtype=torch.bool))
+    assert bool(mask[:40_000].all())
+    assert not bool(mask[40_000:].any())
+
+
+def test_infinite_scores_are_selected_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(3))
+    values[::3] = float("inf")
+    values[1::3] = -float("inf")
+    everything = torch.ones(20_000, dtype=torch.bool)
+    for k in (100, 6_000, 10_000, 15_000, 19_000):
+        plain, compiled = both(monkeypatch, lambda k=k: top_k_mask(values, k, everything))
+        assert torch.equal(plain, compiled)
+        assert int(compiled.sum()) == k
+
+
+@pytest.mark.parametrize("place", [0, 4097, 69_999])
+def test_a_nan_is_refused_among_candidates_and_ignored_elsewhere(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    values = torch.randn(70_000, generator=torch.Generator().manual_seed(0))
+    values[place] = float("nan")
+    candidates = torch.ones(70_000, dtype=torch.bool)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        top_k_mask(Magnitudes(values), 100, candidates)
+    candidates[place] = False
+    assert int(top_k_mask(Magnitudes(values), 100, candidates).sum()) == 100
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (5, 128), (300, 192), (7, 65), (1, 1)])
+def test_the_same_comparison(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    places = torch.arange(shape[0] * shape[1])
+    mask, before = ((counter_rng.uniform(key, places) < 0.3).reshape(shape) for key in (1, 2))
+    for first_row in (0, 3):
+        plain, compiled = both(monkeypatch, lambda row=first_row: compare(mask, before, first_row=row))
+        assert torch.equal(plain.words, compiled.words)
+        assert plain.digest == compiled.digest
+        assert plain[2:] == compiled[2:]
+        assert compiled[2:] == (int(mask.sum()), int(before.sum()), int((mask ^ before).sum()))
+
+
+def test_compiles_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distsparse.ops.kernels import loops
+
+    original = loops.numba.njit
+
+    def njit(**options: bool) -> Callable[..., object]:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return original(**options)
+
+    monkeypatch.setattr(loops.numba, "njit", njit)
+    assert loops._compiled(lambda number: number + 1)(1) == 2
+
+
+def test_not_used_where_entries_are_few_elsewhere_or_in_another_order() -> None:
+    large = torch.zeros(256, 256)
+    assert kernels.usable(large)
+    assert not kernels.usable(large[:4])
+    assert not kernels.usable(large.t().contiguous().t())
+    assert not kernels.usable(large, large.to("meta"))
