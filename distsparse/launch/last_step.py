@@ -41,7 +41,8 @@ class _LastStep:
 def beside_driver() -> dict[str, Any]:
     """Return options of an actor that takes no CPU, and that no other node's death ends."""
     node = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+    # A soft affinity is no more than a wish: Ray sends what needs no CPU to any node at all.
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def last_step() -> Any:

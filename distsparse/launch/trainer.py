@@ -61,14 +61,18 @@ class _Forward(UserCallback):  # type: ignore[misc]  # ray is untyped
     ) -> None:
         if len(metrics) != self._num_workers:
             self._num_workers = len(metrics)
-            self._queue.put({"line": f"goes on with {self._num_workers} of {self._max_workers} workers"})
-        self._queue.put(metrics[0])
+            self._send({"line": f"goes on with {self._num_workers} of {self._max_workers} workers"})
+        self._send(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         self._num_failures += 1
         if self._num_failures <= self._max_failures:
             count = f"restart {self._num_failures} of {self._max_failures}"
-            self._queue.put({"line": f"{failures.describe(worker_exceptions)}: {count}"})
+            self._send({"line": f"{failures.describe(worker_exceptions)}: {count}"})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with suppress(RayActorError):  # nobody watches any more; the run goes on
+            self._queue.put(message)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]  # ray is untyped
@@ -217,7 +221,8 @@ def _progress(config: settings.RunConfig, *, enabled: bool) -> Iterator[list[Use
     thread.start()
     try:
         yield [_Forward(queue, config.launch)]
-        queue.put(None)
+        with suppress(RayActorError):
+            queue.put(None)
         thread.join()
     finally:
         progress.close()

@@ -56,6 +56,31 @@ def test_bit_for_bit_on_another_node(
     assert "resumed at step" in output
 
 
+def test_what_the_driver_watches_by_is_on_its_own_node() -> None:
+    """Else a node of the workers could take it along."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from distsparse.launch.last_step import beside_driver
+    from distsparse.launch.session import connected
+
+    class Anything:
+        def node(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(3):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        with connected(cluster.address):
+            own = ray.get_runtime_context().get_node_id()
+            actors = [ray.remote(Anything).options(**beside_driver()).remote() for _ in range(8)]
+            assert ray.get([actor.node.remote() for actor in actors]) == [own] * 8
+    finally:
+        cluster.shutdown()
+
+
 def _actors() -> list[dict[str, Any]]:
     from ray.util.state import list_actors
 

@@ -229,3 +229,22 @@ class TestOneSession:
 
 def test_defaults_of_the_tests_are_one_process() -> None:
     assert TINY["launch"] == {"num_threads": 1}
+
+
+def test_a_run_ends_well_though_nobody_can_watch_it(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from distsparse.launch import trainer
+
+    queue_of = trainer.Queue
+
+    def dead(**options: Any) -> Any:
+        queue = queue_of(**options)
+        ray.kill(queue.actor)
+        return queue
+
+    monkeypatch.setattr(trainer, "Queue", dead)
+    row = trainer.run_on_workers(tiny({"launch.workers": 1}), tmp_path, verbose=True)
+    assert row["status"] == "completed", row["error"]
