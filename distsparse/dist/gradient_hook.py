@@ -16,6 +16,8 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from distsparse.dist.comm import begin_sum
+
 Compression = Literal["none", "bf16", "fp16"]
 
 _WIRE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,12 +71,9 @@ class GradientHook:
         share = 2 * (world_size - 1) / world_size
         self.sent_bytes += share * payload.numel() * payload.element_size()
         self.dense_bytes += share * buffer.numel() * buffer.element_size()
-        work = torch_dist.all_reduce(payload, async_op=True)
-        assert work is not None
 
-        def finish(future: Future[list[Tensor]]) -> Tensor:
-            reduced: Tensor
-            (reduced,) = future.value()
+        def finish(future: Future[Tensor]) -> Tensor:
+            reduced = future.value()
             if index is None:
                 return buffer if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
             buffer.zero_().index_copy_(0, index, reduced.to(buffer.dtype))
@@ -83,7 +82,7 @@ class GradientHook:
                 self._active.inactive_zeroed(parameter, gradient)
             return buffer
 
-        finished: Future[Tensor] = work.get_future().then(finish)
+        finished: Future[Tensor] = begin_sum(payload).then(finish)
         return finished
 
     def _index(self, bucket: GradBucket) -> Tensor | None:
