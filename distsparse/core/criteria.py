@@ -55,9 +55,9 @@ class Criterion:
             return signals.random_scores()
         if not self.elementwise or structure.tile != (1, 1) or self.random_ties:
             return partial(at, self.of_units(signals, structure).reshape(-1))
-        flat = signals.flat()
         if self.magnitude_of is not None:
-            return Magnitudes(self.magnitude_of(flat))
+            return Magnitudes(self.magnitude_of(signals).reshape(-1))
+        flat = signals.flat()
         return lambda index: self.score(flat.at(index))
 
 

@@ -37,16 +37,9 @@ class Decision:
         target = self.topology.targets[name]
         assert self.num_units == target, f"{name}: {self.num_units} active, target {target}"
 
-    def merged(self, topology: Topology) -> Topology:
-        """Return the topology of all layers with this one's part replaced."""
-        name, cols = self.change.name, topology.masks[self.change.name].shape[1]
-        mask = unpack(self.topology.masks[name], cols)
-        return Topology(
-            {**topology.masks, name: mask},
-            {**topology.targets, **self.topology.targets},
-            {**topology.allowed, **self.topology.allowed},
-            {**topology.requested, **self.topology.requested},
-        )
+    def mask(self, *, cols: int) -> Tensor:
+        """Return the layer's next mask, bool (rows, cols)."""
+        return unpack(self.topology.masks[self.change.name], cols)
 
 
 def decided(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -87,16 +87,24 @@ class Context:
         score = by.of_units(self.signals(name, purpose), self.structure)
         return self.whole.together(partial(self.structure.top_k, score, counts, candidates))
 
-    def filled(self, by: Criterion, name: str, purpose: str, wanted: Tensor, active: Tensor) -> Tensor:
-        """Return a layer's active units and the best vacant ones, by a criterion.
-
-        ``wanted`` and ``active`` are each group's number of units afterwards and now.
-        """
-        units = self.units(name)
+    def filled(self, by: Criterion, name: str, purpose: str) -> Tensor:
+        """Return a layer's active units, and in its vacancies the best of the others, by a criterion."""
+        units, target = self.units(name), self.topology.targets[name]
         if self.structure.group == "layer" and name not in self.topology.allowed:
-            scores, num = self.scores(by, name, purpose), int(active)
-            return self.whole.filled_mask(scores, int(wanted) - num, units, num_active=num)
-        return self.best(by, name, purpose, wanted - active, self.vacant(name)).logical_or_(units)
+            num = self.whole.count(units)
+            if num >= target:
+                return units
+            scores = self.scores(by, name, purpose)
+            return self.whole.filled_mask(scores, target - num, units, num_active=num)
+        vacancies = self.vacancies(name)
+        if not self.whole.any(vacancies > 0):
+            return units
+        return self.best(by, name, purpose, vacancies, self.vacant(name)).logical_or_(units)
+
+    def vacancies(self, name: str) -> Tensor:
+        """Return int64 (groups,): how many units each group of a layer lacks."""
+        wanted = self.group_counts(self.topology.targets[name], self.allowed(name))
+        return wanted - self.counts(self.units(name))
 
     def counts(self, units: Tensor) -> Tensor:
         """Return int64 (groups,): how many units of each group are set; a layer is one group."""
@@ -145,23 +153,21 @@ def _matrix(mask: Tensor) -> tuple[int, int]:
 
 def run(moves: Sequence[Move], context: Context) -> Topology:
     """Apply moves one after another; return the last topology."""
-    topology = context.topology
     for move in moves:
-        topology = move.apply(replace(context, topology=topology))
-    return topology
+        context = replace(context, topology=move.apply(context))
+    return context.topology
 
 
-def by_layer(moves: Sequence[Move], context: Context) -> Iterator[Topology]:
-    """Yield each layer's own topology after the moves, which are those of :func:`run`.
+def by_layer(moves: Sequence[Move], context: Context) -> Callable[[str], Topology]:
+    """Return what gives a layer's own topology after the moves, which are those of :func:`run`.
 
-    From the last move that looks at several layers on, all moves run for one layer before the next, so that
-    scores and masks in between take the memory of one.
+    From the last move that looks at several layers on, all moves run for a layer when it is asked for, so
+    that scores and masks in between take the memory of one.
     """
     moves = [part for move in moves for part in move.parts or (move,)]
     first_local = max((place for place, move in enumerate(moves, 1) if not move.local), default=0)
     context = replace(context, topology=run(moves[:first_local], context))
-    for name in context.topology.masks:
-        yield run(moves[first_local:], context.of(name))
+    return lambda name: run(moves[first_local:], context.of(name))
 
 
 def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -> Move:
@@ -389,16 +395,11 @@ def grow(by: Criterion, *, exclude_dropped: bool = False) -> Move:
         structure = context.structure
 
         def filled(name: str) -> Tensor:
-            active, allowed = context.units(name), context.allowed(name)
-            wanted, held = (
-                context.group_counts(context.topology.targets[name], allowed),
-                context.counts(active),
-            )
-            vacancies = wanted - held
+            if not exclude_dropped:
+                return context.filled(by, name, "grow")
+            active, vacancies = context.units(name), context.vacancies(name)
             if not context.whole.any(vacancies > 0):
                 return active
-            if not exclude_dropped:
-                return context.filled(by, name, "grow", wanted, held)
             best = partial(context.best, by, name, "grow")
             open_ = context.vacant(name)
             first = open_ & ~structure.units(context.before.masks[name])

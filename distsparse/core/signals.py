@@ -79,7 +79,9 @@ class Signals:
         return self._each(lambda tensor: at(tensor, index))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Signals:
-        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        given.pop("loss_curve", None)
-        changed: dict[str, Any] = {name: change(value) for name, value in given.items()}
+        changed: dict[str, Any] = {
+            name: change(value)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "loss_curve"
+        }
         return Signals(key=self.key, first_unit=self.first_unit, whole=self.whole, **changed)

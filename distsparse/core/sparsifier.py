@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,11 @@ from distsparse.core.topology import Topology
 from distsparse.core.weights import SparseWeight, find_weights, unwrap
 from distsparse.core.zeros import InactiveZeros
 from distsparse.dist import Comm, any_rank, current, layout, verify
-from distsparse.ops import counter_rng
+from distsparse.ops import counter_rng, kernels
+from distsparse.ops.structure import Structure
+from distsparse.ops.threads import of_each
 
+T = TypeVar("T")
 LayerSignals = dict[str, dict[str, Tensor]]
 
 
@@ -381,8 +384,7 @@ class Sparsifier:
             verify(self._comm, [decision.change.name for decision in decisions], stacked, step=step)
             for decision in decisions:
                 decision.check()
-            for decision in decisions:
-                self._apply(decision, step)
+            self._apply(decisions, step)
             self._zeros.zero_gradients()
             self._version += 1
         changes = tuple(decision.change for decision in decisions)
@@ -399,45 +401,64 @@ class Sparsifier:
         """Run moves; nothing is changed yet."""
         method, now, whole = self.method, self._topology, self._whole
         first_rows = {name: weight.first_row for name, weight in self._weights.items()}
+        rows = {name: weight.rows for name, weight in self._weights.items()}
 
         def signals_of(name: str, purpose: str) -> Signals:
-            rows = self._weights[name].rows
             key = counter_rng.key(self._seed, step, name, purpose)
-            first = first_rows[name] * method.structure.grid((rows.shape[0], rows.shape[1]))[1]
-            return Signals(rows, key, first_unit=first, whole=whole, **signals.get(name, {}))
+            first = first_rows[name] * method.structure.grid((rows[name].shape[0], rows[name].shape[1]))[1]
+            return Signals(rows[name], key, first_unit=first, whole=whole, **signals.get(name, {}))
 
         progress = method.progress(step, self._total_steps)
         context = Context(
             now, now, self._shapes, signals_of, progress, sparsity, method.structure, whole, first_rows
         )
 
-        def decide(topology: Topology) -> Decision:
-            (name,) = topology.masks
+        topology_of = by_layer(moves, context)
+
+        def decide(name: str) -> Decision:
             shape, first = self._shapes[name], first_rows[name]
-            return decided(topology, before, method.structure, whole, shape=shape, first_row=first)
+            return decided(topology_of(name), before, method.structure, whole, shape=shape, first_row=first)
 
-        return [decide(topology) for topology in by_layer(moves, context)]
+        return self._of_each_layer(decide)
 
-    def _apply(self, decision: Decision, step: int) -> None:
-        """Put one layer on its new mask. The old one is let go before the next layer's is made."""
-        change = decision.change
-        starts = self.method.grow_init != "zeros"
-        before = self._topology.masks[change.name] if starts else None
-        # A grown weight takes its first gradient at the next step.
-        if change.num_grown and not self.method.skip_optimizer_step:
-            self._zeros.zero_gradient(change.name)
-        self._topology = decision.merged(self._topology)
-        mask = self._topology.masks[change.name]
-        self._nnz[change.name] = change.nnz
-        self._zeros.set_mask(change.name, mask, full=change.nnz == change.num_weights)
-        self._zeros.zero(change.name, with_gradient=True)
-        if before is not None:
-            self._start_grown(change.name, before, step)
+    def _apply(self, decisions: Sequence[Decision], step: int) -> None:
+        """Put each layer on its new mask. An old one is let go before the next layer's is made."""
+        masks = dict(self._topology.masks)
+        self._topology = topology = self._topology.followed_by(
+            masks, [decision.topology for decision in decisions]
+        )
+        by_name = {decision.change.name: decision for decision in decisions}
 
-    def _start_grown(self, name: str, before: Tensor, step: int) -> None:
+        def apply(name: str) -> None:
+            change = by_name[name].change
+            before = topology.masks[name] if self.method.grow_init != "zeros" else None
+            # A grown weight takes its first gradient at the next step.
+            if change.num_grown and not self.method.skip_optimizer_step:
+                self._zeros.zero_gradient(name)
+            mask = masks[name] = by_name[name].mask(cols=masks[name].shape[1])
+            self._nnz[name] = change.nnz
+            self._zeros.set_mask(name, mask, full=change.nnz == change.num_weights)
+            self._zeros.zero(name, with_gradient=True)
+            if before is not None:
+                self._start_grown(name, mask & ~before, step)
+
+        self._of_each_layer(apply)
+
+    def _of_each_layer(self, work: Callable[[str], T]) -> list[T]:
+        """Return what a function makes of each layer; on several threads where compiled passes do the work.
+
+        Torch's own operations take several threads themselves.
+        """
+        names = list(self._weights)
+        rows = [weight.rows for weight in self._weights.values()]
+        plain = self.method.structure == Structure() and not self._whole.is_sharded
+        if not (plain and kernels.installed() and all(each.device.type == "cpu" for each in rows)):
+            return [work(name) for name in names]
+        return of_each([each.numel() for each in rows], lambda place: work(names[place]))
+
+    def _start_grown(self, name: str, grown: Tensor, step: int) -> None:
         """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""
         weight = self._weights[name]
-        grown = self._topology.masks[name] & ~before
         key = counter_rng.key(self._seed, step, name, "grow_init")
         values = grown_values(
             self.method.grow_init, grown, key, weight.parameter.dtype, first_row=weight.first_row

@@ -17,13 +17,12 @@ def stride(num_entries: int) -> int:
     return int(num_entries * _GOLDEN_RATIO) | 1
 
 
-def bracket(num_sampled: int, share: float) -> tuple[int | None, int | None]:
+def bracket(num_sampled: int, share: float) -> tuple[int, int]:
     """Return ranks in a sample, 1 the best, that nearly always enclose the last of the best ``share``.
 
-    Three standard deviations of a rank to either side; None where that is past the sample's end. The lower
-    bound's rank, which is the higher number, comes first.
+    Three standard deviations of a rank to either side, which may be past an end of the sample: over
+    ``num_sampled`` or under 1. The lower bound's rank, which is the higher number, comes first.
     """
     rank = share * num_sampled
     margin = 3 * math.sqrt(rank * (1 - share)) + 2
-    low, high = math.ceil(rank + margin), int(rank - margin)
-    return low if low <= num_sampled else None, high if high >= 1 else None
+    return math.ceil(rank + margin), math.floor(rank - margin)

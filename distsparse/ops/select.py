@@ -246,9 +246,12 @@ def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
     low, high = _unbounded(sample)
     if _has_nan(sample):
         return low, high
-    ranks = sampling.bracket(len(sample), share)
-    found = kth_largest(sample, *(rank for rank in ranks if rank))
-    return found[0] if ranks[0] else low, found[-1] if ranks[1] else high
+    low_rank, high_rank = sampling.bracket(len(sample), share)
+    if low_rank <= len(sample):
+        (low,) = kth_largest(sample, low_rank)
+    if high_rank >= 1:
+        (high,) = kth_largest(sample, high_rank)
+    return low, high
 
 
 def _unbounded(sample: Tensor) -> tuple[Tensor, Tensor]:

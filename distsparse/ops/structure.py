@@ -43,6 +43,8 @@ class Structure:
 
     def units(self, mask: Tensor) -> Tensor:
         """Return the (unit rows, unit cols) flags of a mask that respects the tiles."""
+        if self.tile == (1, 1):
+            return mask
         rows, cols = self.tile_of((mask.shape[0], mask.shape[1]))
         return mask[::rows, ::cols]
 

@@ -293,7 +293,7 @@ def test_layer_by_layer_is_the_same_as_all_together(moves: tuple[Move, ...]) -> 
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(mask.shape, generator=generator) for name, mask in TWO.items()}
     start = context(TWO, weights=weights, sparsity=0.7)
-    together, layers = run(moves, start), list(by_layer(moves, start))
+    together, layers = run(moves, start), [by_layer(moves, start)(name) for name in TWO]
     assert [list(layer.masks) for layer in layers] == [["a"], ["b"]]
     for layer in layers:
         for name, mask in layer.masks.items():
@@ -323,7 +323,9 @@ def test_only_one_layers_scores_exist_at_a_time() -> None:
             grow(tracked),
         ),
     ):
-        list(by_layer(moves, context(masks, sparsity=0.8)))
+        topology_of = by_layer(moves, context(masks, sparsity=0.8))
+        for name in masks:
+            topology_of(name)
     assert len(alive) > 20
     assert most <= 2  # the next is made before a loop's name lets go of the last
 

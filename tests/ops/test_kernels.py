@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from distsparse.ops import counter_rng, kernels
+from distsparse.ops import threads as pool
 from distsparse.ops.compare import compare
 from distsparse.ops.keep import Keep
-from distsparse.ops.kernels import parts
 from distsparse.ops.packed import pack, unpack
 from distsparse.ops.select import Magnitudes, RandomBits, Scores, filled_mask, top_k_counts, top_k_mask
 
@@ -68,6 +68,49 @@ def test_the_same_are_filled(size: int, source: str, monkeypatch: pytest.MonkeyP
             assert torch.equal(compiled, active | top_k_mask(scores, k, ~active)), (density, share)
 
 
+def test_a_quick_look_decides_ordinary_scores() -> None:
+    """Else every other test here would pass without it."""
+    size = 70_001
+    active = counter_rng.uniform(1, torch.arange(size)) < 0.1
+    num = int(active.sum())
+    for fill, k in ((False, 7 * num // 10), (True, 3 * num // 10)):
+        normal = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        for values in (normal, normal.double(), (1000 * normal).long(), (3 * normal).round()):
+            found = kernels.best_magnitudes(values, active, num, k, fill=fill)
+            assert found is not None, values.dtype
+            assert int(found.sum()) == k + fill * num
+        assert kernels.best_random(5, active, num, k, fill=fill) is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(3000, generator=torch.Generator().manual_seed(0)),
+        torch.randn(3000, generator=torch.Generator().manual_seed(0)).double().exp().pow(20),
+        torch.randn(3000, generator=torch.Generator().manual_seed(0)).round(),
+        torch.cat([torch.full((2999,), 1e-38), torch.tensor([3e38])]),
+        torch.cat([torch.randn(50), torch.tensor([torch.inf, torch.inf, -torch.inf])]),
+        torch.full((500,), 1e-45),
+        counter_rng.bits(3, torch.arange(3000)),
+        torch.arange(3000) + (1 << 62),
+        torch.tensor([torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max] * 50),
+        torch.tensor([2.5]),
+    ],
+)
+def test_kth_largest_is_that_of_a_sort(values: Tensor) -> None:
+    from distsparse.ops.kernels import loops
+
+    ordered = values.sort(descending=True).values
+    for k in {1, 2, 10, len(values) // 3, len(values) - 1, len(values)} & set(range(1, len(values) + 1)):
+        known, found = loops.kth_largest(values.numpy(), k)
+        assert known
+        assert found == ordered[k - 1].item(), k
+    if values.is_floating_point():
+        assert not loops.kth_largest(
+            torch.cat([values, torch.tensor([torch.nan])]).to(values.dtype).numpy(), 1
+        )[0]
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_the_same_on_several_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 70_016
@@ -85,9 +128,9 @@ def test_the_same_on_several_threads(threads: int, monkeypatch: pytest.MonkeyPat
 
     one = everything()
     ranges: list[tuple[int, int]] = []
-    monkeypatch.setattr(parts, "LEAST", 1)
+    monkeypatch.setattr(pool, "LEAST", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert 1 < len(parts.in_parts(size, lambda *each: ranges.append(each))) <= threads
+    assert 1 < len(pool.in_parts(size, lambda *each: ranges.append(each))) <= threads
     assert sorted(stop for _, stop in ranges)[-1] == size
     for first, second in zip(one, everything(), strict=True):
         assert torch.equal(first, second)

@@ -6,8 +6,8 @@ same. A caller asks :func:`usable` and has another way, which is also a GPU's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,14 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsparse.ops import counter_rng, sampling
-from distsparse.ops.kernels.parts import in_parts
+from distsparse.ops import counter_rng
+from distsparse.ops.threads import in_parts
 
 LEAST = 1 << 14
 """entries below which a compiled pass gains nothing that is worth loading the compiler for"""
 
-_ENDS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
-_ORDERED = (torch.float32, torch.float64, torch.int64)
+_ENDS: dict[torch.dtype, tuple[Any, Any]] = {
+    torch.float32: (np.float32(-np.inf), np.float32(np.inf)),
+    torch.float64: (-np.inf, np.inf),
+    torch.int64: (np.iinfo(np.int64).min, np.iinfo(np.int64).max),
+}
+"""what every score that a pass compares lies between"""
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -40,7 +44,7 @@ def usable(*tensors: Tensor) -> bool:
 
 def ordered(values: Tensor) -> bool:
     """Return whether values are of a kind that :func:`split` compares."""
-    return values.dtype in _ORDERED
+    return values.dtype in _ENDS
 
 
 def split(
@@ -61,16 +65,14 @@ def split(
         those that are neither above it nor below ``low``, NaN among them.
     """
     loop = _loops().split_magnitudes if magnitudes else _loops().split
-    array = values.numpy()
-    return _as_tensors(loop, lambda part: array[part], values.dtype, flags, low, high, fill)
+    return _split(loop, values.numpy(), values.dtype, flags, low, high, fill)
 
 
 def split_random(
     key: int, flags: Tensor, low: Tensor, high: Tensor, *, fill: bool
 ) -> tuple[Tensor, int, Tensor, Tensor]:
     """Return what :func:`split` does of the random bits of a key at each place, see ``counter_rng.bits``."""
-    word = _word(key)
-    return _as_tensors(_loops().split_random, lambda part: word, torch.int64, flags, low, high, fill)
+    return _split(_loops().split_random, _word(key), torch.int64, flags, low, high, fill)
 
 
 def best_magnitudes(values: Tensor, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
@@ -78,17 +80,12 @@ def best_magnitudes(values: Tensor, flags: Tensor, num_flagged: int, k: int, *, 
 
     None where a quick look does not decide it: at k = 0 or all, with a NaN, or if the sample was misleading.
     """
-    array, loops = values.numpy(), _loops()
-    sample = partial(loops.sample_magnitudes, array)
-    source = array.__getitem__
-    return _best(sample, loops.split_magnitudes, source, values.dtype, flags, num_flagged, k, fill)
+    return _best(_loops().best_magnitudes, values.numpy(), values.dtype, flags, num_flagged, k, fill)
 
 
 def best_random(key: int, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
     """Return what :func:`best_magnitudes` does by the random bits of a key at each place."""
-    word, loops = _word(key), _loops()
-    sample = partial(loops.sample_random, word)
-    return _best(sample, loops.split_random, lambda part: word, torch.int64, flags, num_flagged, k, fill)
+    return _best(_loops().best_random, _word(key), torch.int64, flags, num_flagged, k, fill)
 
 
 def sample_magnitudes(values: Tensor, flags: Tensor, num: int, step: int, *, fill: bool) -> Tensor:
@@ -124,30 +121,16 @@ def pack_beside(mask: Tensor, before: Tensor, first_word: int) -> tuple[Tensor, 
         are set, that were set, and that differ.
     """
     words = torch.empty(mask.shape[0], mask.shape[1] // 64, dtype=torch.int64)
-    loop, packed = _loops().pack, words.numpy().ravel().view(np.uint64)
+    packed = words.numpy().reshape(-1).view(np.uint64)
     eights, old = (_bytes(each).view(np.uint64) for each in (mask, before))
-
-    def part(first: int, stop: int) -> tuple[int, ...]:
-        eight, word = slice(first // 8, stop // 8), slice(first // 64, stop // 64)
-        found = loop(eights[eight], old[eight], packed[word], np.uint64(first_word + word.start))
-        return tuple(map(int, found))
-
-    num, num_before, num_changed, digest = map(sum, zip(*in_parts(mask.numel(), part), strict=True))
-    return words, torch.tensor(counter_rng.signed(digest % (1 << 64))), num, num_before, num_changed
+    num, num_before, num_changed, digest = _loops().pack(eights, old, packed, np.uint64(first_word))
+    return words, torch.tensor(counter_rng.signed(int(digest))), int(num), int(num_before), int(num_changed)
 
 
 def unpack(words: Tensor) -> Tensor:
     """Return the flags of words, 64 each, as bool (rows, 64 * words in a row)."""
     flags = torch.empty(words.shape[0], 64 * words.shape[1], dtype=torch.bool)
-    loop, packed, eights = (
-        _loops().unpack,
-        words.numpy().ravel().view(np.uint64),
-        _bytes(flags).view(np.uint64),
-    )
-    in_parts(
-        flags.numel(),
-        lambda first, stop: loop(packed[first // 64 : stop // 64], eights[first // 8 : stop // 8]),
-    )
+    _loops().unpack(words.numpy().reshape(-1).view(np.uint64), _bytes(flags).view(np.uint64))
     return flags
 
 
@@ -172,78 +155,34 @@ def _integers(tensor: Tensor) -> Any:
 
 
 def _best(
-    sample_loop: Any,
-    split_loop: Any,
-    source: Callable[[slice], Any],
-    dtype: torch.dtype,
-    flags: Tensor,
-    num_flagged: int,
-    k: int,
-    fill: bool,
+    loop: Any, source: Any, dtype: torch.dtype, flags: Tensor, num_flagged: int, k: int, fill: bool
 ) -> Tensor | None:
-    size = len(flags)
-    num_open = size - num_flagged if fill else num_flagged
+    num_open = len(flags) - num_flagged if fill else num_flagged
     if not 0 < k < num_open:
         return None
-    room = torch.empty(sampling.size_for(size), dtype=dtype).numpy()
-    sample = room[: sample_loop(_bytes(flags), np.uint8(fill), sampling.stride(size), room)]
-    ranks = sampling.bracket(len(sample), k / num_open)
-    places = [len(sample) - rank for rank in ranks if rank]
-    found = np.partition(sample, places)[places] if places else sample[:0]
-    least, most = (-np.inf, np.inf) if dtype.is_floating_point else _ENDS
-    bounds = (
-        found[0] if ranks[0] else room.dtype.type(least),
-        found[-1] if ranks[1] else room.dtype.type(most),
-    )
-    chosen, num_chosen, where, scores = _split(split_loop, source, dtype, flags, *bounds, fill)
-    rest = k - num_chosen + (num_flagged if fill else 0)
-    if not 0 < rest <= len(scores):
-        return None
-    threshold = np.partition(scores, len(scores) - rest)[len(scores) - rest]
-    return chosen if _loops().settle(where, scores, threshold, rest, _bytes(chosen)) else None
+    chosen, room = torch.empty_like(flags), _room(len(flags))
+    where, scores = torch.empty(room, dtype=torch.int64).numpy(), torch.empty(room, dtype=dtype).numpy()
+    into, given = _bytes(chosen), _bytes(flags)
+    decided = loop(source, given, np.uint8(fill), k, num_flagged, _ENDS[dtype], into, where, scores)
+    return chosen if decided else None
 
 
 def _split(
-    loop: Any,
-    source: Callable[[slice], Any],
-    dtype: torch.dtype,
-    flags: Tensor,
-    low: Any,
-    high: Any,
-    fill: bool,
-) -> tuple[Tensor, int, Any, Any]:
-    """Return the chosen and their number; as arrays, index and score of those between the bounds."""
-    chosen = torch.empty_like(flags)
-    into, given = _bytes(chosen), _bytes(flags)
-
-    def part(first: int, stop: int) -> tuple[int, Any, Any]:
-        # Bounds from a sample leave less between them; others need another pass.
-        room = (stop - first) // 16 + 2048
-        these = slice(first, stop)
-        while True:
-            where, scores = (
-                torch.empty(room, dtype=torch.int64).numpy(),
-                torch.empty(room, dtype=dtype).numpy(),
-            )
-            found, num_chosen = loop(
-                source(these), given[these], np.uint8(fill), low, high, into[these], first, where, scores
-            )
-            if found <= room:
-                return num_chosen, where[:found], scores[:found]
-            room = found
-
-    parts = in_parts(len(flags), part)
-    if len(parts) == 1:
-        return chosen, *parts[0]
-    # numpy's: torch's would wake its own threads for little.
-    nums, *found = zip(*parts, strict=True)
-    return chosen, sum(nums), *map(np.concatenate, found)
-
-
-def _as_tensors(
-    loop: Any, source: Callable[[slice], Any], dtype: torch.dtype, flags: Tensor, low: Tensor, high: Tensor,
-    fill: bool,
-) -> tuple[Tensor, int, Tensor, Tensor]:  # fmt: skip
+    loop: Any, source: Any, dtype: torch.dtype, flags: Tensor, low: Tensor, high: Tensor, fill: bool
+) -> tuple[Tensor, int, Tensor, Tensor]:
     least, most = (value.to(dtype).numpy()[()] for value in (low, high))
-    chosen, num_chosen, where, scores = _split(loop, source, dtype, flags, least, most, fill)
-    return chosen, num_chosen, torch.from_numpy(where), torch.from_numpy(scores)
+    chosen, room = torch.empty_like(flags), _room(len(flags))
+    into, given = _bytes(chosen), _bytes(flags)
+    while True:
+        where, scores = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=dtype)
+        num, num_chosen = loop(
+            source, given, np.uint8(fill), least, most, into, where.numpy(), scores.numpy()
+        )
+        if num <= room:
+            return chosen, num_chosen, where[:num], scores[:num]
+        room = num
+
+
+def _room(num_entries: int) -> int:
+    """Return what bounds from a sample leave less than between them; others need another pass."""
+    return num_entries // 16 + 2048

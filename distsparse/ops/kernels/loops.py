@@ -12,9 +12,15 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from distsparse.ops.kernels.parts import BLOCK as _BLOCK
+from distsparse.ops import sampling
+from distsparse.ops.threads import BLOCK as _BLOCK
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+_BINS = 1024
+"""of a selection's histogram"""
+_FEW = 48
+"""values that are sorted in less time than it takes to divide them into bins"""
 
 _U = np.uint64
 _GOLDEN = _U(0x9E3779B97F4A7C15)
@@ -34,6 +40,10 @@ def _compiled(function: _F) -> _F:
         return cast(_F, numba.njit(nogil=True, cache=True)(function))
     except RuntimeError:  # no folder to write it to
         return cast(_F, numba.njit(nogil=True)(function))
+
+
+_size_for, _stride = _compiled(sampling.size_for), _compiled(sampling.stride)
+_bracket = _compiled(sampling.bracket)
 
 
 @_compiled
@@ -77,14 +87,13 @@ def split(
     low: Any,
     high: Any,
     chosen: Any,
-    offset: int,
     where: Any,
     between: Any,
 ) -> tuple[int, int]:
     """Flag the candidates above ``high``; list those that are neither above it nor below ``low``.
 
-    With ``fill`` 0 the candidates are the flagged; with 1 the others, and the flagged are chosen too. Indices
-    that are listed begin at ``offset``. Return how many are listed, or would be with more room, and chosen.
+    With ``fill`` 0 the candidates are the flagged; with 1 the others, and the flagged are chosen too. Return
+    how many are listed, or would be with more room, and how many chosen.
     """
     near = np.zeros(_BLOCK, np.uint8)
     num = num_chosen = 0
@@ -95,7 +104,7 @@ def split(
         scores = values[first:stop]
         _flag(scores, flags[first:stop], fill, low, high, chosen[first:stop], near)
         num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), offset + first, num, scores, where, between)
+        num = _found(near.view(np.uint64), first, num, scores, where, between)
     return num, num_chosen
 
 
@@ -107,7 +116,6 @@ def split_magnitudes(
     low: Any,
     high: Any,
     chosen: Any,
-    offset: int,
     where: Any,
     between: Any,
 ) -> tuple[int, int]:
@@ -121,7 +129,7 @@ def split_magnitudes(
         stored = values[first:stop]
         _flag_magnitudes(stored, flags[first:stop], fill, low, high, chosen[first:stop], near)
         num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), offset + first, num, stored, where, between)
+        num = _found(near.view(np.uint64), first, num, stored, where, between)
     for found in range(min(num, len(where))):
         between[found] = abs(between[found])
     return num, num_chosen
@@ -129,7 +137,7 @@ def split_magnitudes(
 
 @_compiled
 def split_random(
-    key: Any, flags: Any, fill: Any, low: Any, high: Any, chosen: Any, offset: int, where: Any, between: Any
+    key: Any, flags: Any, fill: Any, low: Any, high: Any, chosen: Any, where: Any, between: Any
 ) -> tuple[int, int]:
     """The same by the key's random bits at each place."""
     near = np.zeros(_BLOCK, np.uint8)
@@ -140,10 +148,10 @@ def split_random(
         if stop - first < _BLOCK:
             near[:] = 0
         for place in range(stop - first):
-            scores[place] = np.int64(_mix(_U(offset + first + place) * _GOLDEN + key))
+            scores[place] = np.int64(_mix(_U(first + place) * _GOLDEN + key))
         _flag(scores[: stop - first], flags[first:stop], fill, low, high, chosen[first:stop], near)
         num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), offset + first, num, scores, where, between)
+        num = _found(near.view(np.uint64), first, num, scores, where, between)
     return num, num_chosen
 
 
@@ -174,18 +182,115 @@ def sample_random(key: Any, flags: Any, fill: Any, step: int, found: Any) -> int
 
 
 @_compiled
-def settle(where: Any, scores: Any, threshold: Any, rest: int, chosen: Any) -> bool:
-    """Flag the best ``rest``, of which the threshold is the last, ties in order; False where one is NaN."""
+def best_magnitudes(
+    values: Any,
+    flags: Any,
+    fill: Any,
+    k: int,
+    num_flagged: int,
+    ends: Any,
+    chosen: Any,
+    where: Any,
+    between: Any,
+) -> bool:
+    """Flag the ``k`` candidates of the largest magnitudes, and with ``fill`` what is flagged.
+
+    ``ends`` are the least and the largest number that there is. False where a quick look does not decide it:
+    with a NaN among the candidates, or if the sample was misleading.
+    """
+    sample = np.empty(_size_for(len(flags)), values.dtype)
+    num_sampled = sample_magnitudes(values, flags, fill, _stride(len(flags)), sample)
+    num_open = len(flags) - num_flagged if fill else num_flagged
+    known, low, high = _bounds(sample[:num_sampled], k / num_open, ends)
+    if not known:
+        return False
+    num, num_chosen = split_magnitudes(values, flags, fill, low, high, chosen, where, between)
+    rest = k - num_chosen + (num_flagged if fill else 0)
+    return num <= len(where) and _settle(where[:num], between[:num], rest, chosen)
+
+
+@_compiled
+def best_random(
+    key: Any,
+    flags: Any,
+    fill: Any,
+    k: int,
+    num_flagged: int,
+    ends: Any,
+    chosen: Any,
+    where: Any,
+    between: Any,
+) -> bool:
+    """The same by the key's random bits at each place."""
+    sample = np.empty(_size_for(len(flags)), np.int64)
+    num_sampled = sample_random(key, flags, fill, _stride(len(flags)), sample)
+    num_open = len(flags) - num_flagged if fill else num_flagged
+    known, low, high = _bounds(sample[:num_sampled], k / num_open, ends)
+    if not known:
+        return False
+    num, num_chosen = split_random(key, flags, fill, low, high, chosen, where, between)
+    rest = k - num_chosen + (num_flagged if fill else 0)
+    return num <= len(where) and _settle(where[:num], between[:num], rest, chosen)
+
+
+@_compiled
+def _bounds(sample: Any, share: float, ends: Any) -> tuple[bool, Any, Any]:
+    """Return if no score is NaN, and bounds that nearly always hold the least of the best ``share``."""
+    low_rank, high_rank = _bracket(len(sample), share)
+    known_low, low = kth_largest(sample, low_rank) if low_rank <= len(sample) else (True, ends[0])
+    known_high, high = kth_largest(sample, high_rank) if high_rank >= 1 else (True, ends[1])
+    return known_low and known_high, low, high
+
+
+@_compiled
+def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
+    """Return if no value is NaN, and the ``k``-th largest, 1 ≤ k ≤ their number.
+
+    The bin in which it lies is divided again, until that holds few. Bins are of float64, whose rounding keeps
+    the order of all that is compared.
+    """
+    within = values.copy()
+    counts = np.empty(_BINS + 2, np.int64)
+    while True:
+        least = most = within[0]
+        for value in within:
+            if value != value:
+                return False, value
+            least, most = min(least, value), max(most, value)
+        first, width = np.float64(least), np.float64(most) - np.float64(least)
+        scale = _BINS / width if width > 0 else np.inf
+        # Of a width without an end, or of none in float64, no bins can be made.
+        if len(within) <= _FEW or not 0 < scale < np.inf:
+            return True, np.sort(within)[len(within) - k]
+        counts[:] = 0
+        for value in within:
+            counts[int((np.float64(value) - first) * scale)] += 1
+        bin_ = _BINS + 1
+        while counts[bin_] < k:
+            k -= counts[bin_]
+            bin_ -= 1
+        num = 0
+        for value in within:
+            if int((np.float64(value) - first) * scale) == bin_:
+                within[num] = value
+                num += 1
+        within = within[:num]
+
+
+@_compiled
+def _settle(where: Any, scores: Any, rest: int, chosen: Any) -> bool:
+    """Flag the best ``rest``, ties in order; False where one is NaN, or where there are not as many."""
+    if not 0 < rest <= len(scores):
+        return False
+    known, threshold = kth_largest(scores, rest)
+    if not known:
+        return False
     ties = rest
-    for place in range(len(scores)):
-        if not (scores[place] <= threshold):
-            if scores[place] != scores[place]:
-                return False
-            ties -= 1
+    for score in scores:
+        ties -= score > threshold
     for place in range(len(scores)):
         tied = scores[place] == threshold
-        if tied:
-            ties -= 1
+        ties -= tied
         if scores[place] > threshold or (tied and ties >= 0):
             chosen[where[place]] = 1
     return True

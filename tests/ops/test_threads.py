@@ -1,0 +1,112 @@
+"""Layers on several threads: the outcomes of one, in order, and the first layer's error."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from distsparse.core import Method, Sparsifier
+from distsparse.methods import gmp, rigl, set_, snfs
+from distsparse.ops import kernels
+from distsparse.ops import threads as pool
+
+THREADS = 3
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "LEAST", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: THREADS)
+
+
+@pytest.mark.usefixtures("several")
+class TestOfEach:
+    def test_outcomes_are_in_order_and_threads_share_the_work(self) -> None:
+        everyone = threading.Barrier(THREADS)
+
+        def work(place: int) -> tuple[int, str, bool]:
+            if place in (1, 4, 7):  # the largest, which are begun first
+                everyone.wait(30)
+            return place, threading.current_thread().name, torch.is_grad_enabled()
+
+        found = pool.of_each([2, 9, 3, 1, 9, 2, 1, 9], work)
+        assert [place for place, _, _ in found] == list(range(8))
+        assert len({name for _, name, _ in found}) == THREADS
+        assert not any(grad for _, _, grad in found)
+        assert torch.is_grad_enabled()
+
+    def test_the_first_places_error_is_raised_and_all_others_are_done(self) -> None:
+        done: list[int] = []
+
+        def work(place: int) -> None:
+            if place in (2, 5):
+                time.sleep(0.01 * (5 - place))
+                raise ValueError(f"at {place}")
+            done.append(place)
+
+        with pytest.raises(ValueError, match="at 2"):
+            pool.of_each([1] * 8, work)
+        assert sorted(done) == [0, 1, 3, 4, 6, 7]
+
+    def test_a_layer_of_more_than_a_threads_share_is_cut_and_no_other(self) -> None:
+        cut: dict[int, int] = {}
+
+        def work(place: int) -> None:
+            cut[place] = len(pool.in_parts(sizes[place], lambda first, stop: stop - first))
+
+        sizes = [20_000, 90_000, 20_000, 20_000]
+        pool.of_each(sizes, work)
+        assert cut == {0: 1, 1: THREADS, 2: 1, 3: 1}
+        assert len(pool.in_parts(90_000, lambda first, stop: stop - first)) == THREADS
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        rigl(sparsity=0.8, delta_T=2),
+        rigl(sparsity=0.8, delta_T=2, grow_init="normal"),
+        set_(sparsity=0.8, delta_T=2),
+        snfs(sparsity=0.8, delta_T=2),
+        gmp(sparsity=0.8, delta_T=2, allocation="global_magnitude"),
+    ],
+    ids=["rigl", "rigl, grow_init", "set", "snfs", "gmp"],
+)
+def test_an_update_is_the_same_on_several_threads(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    names: set[str] = set()
+    original = Sparsifier._of_each_layer
+
+    def noted(self, work):
+        return original(self, lambda name: (names.add(threading.current_thread().name), work(name))[1])
+
+    monkeypatch.setattr(Sparsifier, "_of_each_layer", noted)
+
+    def outcome() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=12, seed=0)
+        sparsifier.initialize()
+        for step in range(12):
+            optimizer.zero_grad()
+            model(
+                torch.randn(8, 64, generator=torch.Generator().manual_seed(step))
+            ).square().mean().backward()
+            event = sparsifier.step()
+            if not (event and event.skip_optimizer_step):
+                optimizer.step()
+        momentum = [optimizer.state[weight]["momentum_buffer"] for weight in model.parameters()]
+        return [*model.parameters(), *momentum, *sparsifier.topology.masks.values()]
+
+    alone = outcome()
+    assert names == {threading.main_thread().name}
+    monkeypatch.setattr(pool, "LEAST", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: THREADS)
+    together = outcome()
+    assert len(names) > 1
+    assert all(bool(one.isfinite().all()) for one in alone)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
