@@ -227,7 +227,8 @@ def timed(function: Update, device: torch.device) -> float:
 def peak_extra_bytes(function: Update, device: torch.device) -> int:
     """Return the most that is held during a call, beyond what was held before it.
 
-    On a CPU the peaks of torch's and of numpy's memory are added, whether or not they coincide.
+    On a CPU on one thread, the only one that the profiler sees; the peaks of torch's and of numpy's memory
+    are added, whether or not they coincide.
     """
     prepare = getattr(function, "prepare", lambda: None)
     prepare()
@@ -237,6 +238,7 @@ def peak_extra_bytes(function: Update, device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
+    torch.set_num_threads(1)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         tracemalloc.start()
         function()  # so that both know the masks that the next call lets go

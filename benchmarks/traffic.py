@@ -81,6 +81,7 @@ def link(num_ranks: int, mbit: int) -> Iterator[None]:
     """Give a namespace to each rank, on one bridge; each direction of each port has the given rate."""
     names = [f"distsparse{rank}" for rank in range(num_ranks)]
     rate = f"root tbf rate {mbit}mbit burst {max(mbit // 4, 32)}kb latency 100ms"
+    remove_link(names)  # what a killed run left
     try:
         run("ip link add distsparse type bridge")
         run("ip link set distsparse up")
@@ -95,9 +96,17 @@ def link(num_ranks: int, mbit: int) -> Iterator[None]:
             run(f"tc -n {name} qdisc add dev {INTERFACE} {rate}")
         yield
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        subprocess.run(["ip", "link", "del", "distsparse"], capture_output=True)
+        remove_link(names)
+
+
+def remove_link(names: list[str]) -> None:
+    """Remove what there is of a link. Ports first: a namespace takes its own along only some time later."""
+    for command in (
+        *(f"ip link del {name}" for name in names),
+        *(f"ip netns del {name}" for name in names),
+        "ip link del distsparse",
+    ):
+        subprocess.run(command.split(), capture_output=True)
 
 
 def measure(num_ranks: int, mbit: int, rounds: int) -> Iterator[str]:

@@ -142,7 +142,8 @@ class Move:
     runs_sharded: bool = False
     """it takes what is true of a whole layer from ``Context.whole``, so a rank may hold some of its rows"""
     local: bool = False
-    """a layer's outcome depends on no other layer's masks, so that layers may take their turns"""
+    """a layer's outcome depends on no other layer's masks, so that layers may take their turns; on several
+    threads, so it must be a pure function of the context"""
     parts: tuple[Move, ...] = ()
     """moves that it consists of, where these differ in that"""
 

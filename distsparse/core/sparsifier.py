@@ -423,19 +423,24 @@ class Sparsifier:
 
     def _apply(self, decisions: Sequence[Decision], step: int) -> None:
         """Put each layer on its new mask. An old one is let go before the next layer's is made."""
-        masks = dict(self._topology.masks)
-        self._topology = topology = self._topology.followed_by(
-            masks, [decision.topology for decision in decisions]
-        )
+        old = self._topology  # its owner may still look at it
+        masks, targets = dict(old.masks), dict(old.targets)
+        allowed, requested = dict(old.allowed), dict(old.requested)
+        del old
+        self._topology = Topology(masks, targets, allowed, requested)
         by_name = {decision.change.name: decision for decision in decisions}
 
         def apply(name: str) -> None:
-            change = by_name[name].change
-            before = topology.masks[name] if self.method.grow_init != "zeros" else None
+            decision = by_name[name]
+            change, own = decision.change, decision.topology
+            before = masks[name] if self.method.grow_init != "zeros" else None
             # A grown weight takes its first gradient at the next step.
             if change.num_grown and not self.method.skip_optimizer_step:
                 self._zeros.zero_gradient(name)
-            mask = masks[name] = by_name[name].mask(cols=masks[name].shape[1])
+            mask = masks[name] = decision.mask(cols=masks[name].shape[1])
+            targets.update(own.targets)
+            allowed.update(own.allowed)
+            requested.update(own.requested)
             self._nnz[name] = change.nnz
             self._zeros.set_mask(name, mask, full=change.nnz == change.num_weights)
             self._zeros.zero(name, with_gradient=True)
@@ -450,11 +455,14 @@ class Sparsifier:
         Torch's own operations take several threads themselves.
         """
         names = list(self._weights)
-        rows = [weight.rows for weight in self._weights.values()]
-        plain = self.method.structure == Structure() and not self._whole.is_sharded
-        if not (plain and kernels.installed() and all(each.device.type == "cpu" for each in rows)):
+        held = [layout.local(weight.parameter.detach()) for weight in self._weights.values()]
+        compiled = self.method.structure == Structure() and not self._whole.is_sharded
+        compiled &= kernels.installed() and all(
+            each.device.type == "cpu" and kernels.ordered(each) for each in held
+        )
+        if not compiled:
             return [work(name) for name in names]
-        return of_each([each.numel() for each in rows], lambda place: work(names[place]))
+        return of_each([each.numel() for each in held], lambda place: work(names[place]))
 
     def _start_grown(self, name: str, grown: Tensor, step: int) -> None:
         """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""

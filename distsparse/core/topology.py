@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -54,15 +54,6 @@ class Topology:
             return {name: values[name]} if name in values else {}
 
         return Topology(only(self.masks), only(self.targets), only(self.allowed), only(self.requested))
-
-    def followed_by(self, masks: Mapping[str, Tensor], layers: Iterable[Topology]) -> Topology:
-        """Return other masks with everything else from the layers' own topologies, where these have it."""
-        targets, allowed, requested = dict(self.targets), dict(self.allowed), dict(self.requested)
-        for layer in layers:
-            targets |= layer.targets
-            allowed |= layer.allowed
-            requested |= layer.requested
-        return Topology(masks, targets, allowed, requested)
 
     def with_masks(self, masks: Mapping[str, Tensor]) -> Topology:
         """Return the same targets with other masks."""

@@ -92,7 +92,12 @@ def begin_sum(tensor: Tensor) -> Future[Tensor]:
     to_each = [0, len(tensor)] if torch_dist.get_rank() == 0 else [len(tensor), 0]
     exchange = torch_dist.all_to_all_single(other, tensor, to_each, to_each, async_op=True)
     received: Future[list[Tensor]] = exchange.get_future()
-    return received.then(lambda _: tensor.add_(other))
+
+    def add(future: Future[list[Tensor]]) -> Tensor:
+        future.value()  # raises what ended the exchange; a callback is called all the same
+        return tensor.add_(other)
+
+    return received.then(add)
 
 
 def any_rank(comm: Comm, flag: Tensor) -> bool:

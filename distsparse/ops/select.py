@@ -21,6 +21,7 @@ from torch import Tensor
 
 from distsparse.ops import counter_rng, kernels, sampling
 from distsparse.ops.flags import above, at, below, count, kth_largest, places
+from distsparse.ops.threads import LEAST, of_each
 
 Scores = Callable[[slice | Tensor], Tensor]
 """The scores of a range of flat (row-major) indices, or at int64 indices; the same either way"""
@@ -133,11 +134,11 @@ def top_k_counts(parts: Sequence[Callable[[], Scored]], k: int) -> list[int]:
     Raises:
         FloatingPointError: a candidate's score is NaN, and there is something to choose.
     """
-    sizes, samples = [], []
-    for part in parts:
-        scores, open_ = flat_scores(part())
-        sizes.append(count(open_))
-        samples.append(_sampled(scores, open_, math.ceil(open_.numel() / _SAMPLED_OF_MANY)))
+
+    def look(scores: Scores, open_: Tensor) -> tuple[int, Tensor]:
+        return count(open_), _sampled(scores, open_, math.ceil(open_.numel() / _SAMPLED_OF_MANY))
+
+    sizes, samples = _of_each(parts, look)
     num_open = sum(sizes)
     assert 0 <= k <= num_open, f"cannot select {k} of {num_open} candidates"
     if k in (0, num_open):
@@ -145,18 +146,36 @@ def top_k_counts(parts: Sequence[Callable[[], Scored]], k: int) -> list[int]:
     device = samples[0].device  # a model may lie on several
     sample = torch.cat([drawn.to(device) for drawn in samples])
     for low, high in _bounds(sample, k / num_open):
-        counts, undecided = [], []
-        for part in parts:
-            _, num_chosen, _, values = _split(*flat_scores(part()), low, high)
-            counts.append(num_chosen)
-            undecided.append(values.to(device))
+        counts, undecided = _of_each(parts, partial(_num_above, low=low, high=high))
         rest = k - sum(counts)
         if 0 <= rest <= sum(len(values) for values in undecided):
             break
-    within = torch.cat(undecided)
+    within = torch.cat([values.to(device) for values in undecided])
     _refuse_nan(within)
     best = _best(within, rest).split([len(values) for values in undecided])  # type: ignore[no-untyped-call]
     return [num + count(part) for num, part in zip(counts, best, strict=True)]
+
+
+def _of_each(
+    parts: Sequence[Callable[[], Scored]], look: Callable[[Scores, Tensor], tuple[int, Tensor]]
+) -> tuple[list[int], list[Tensor]]:
+    """Return the numbers and the values that are found in each part.
+
+    On several threads where compiled passes read the scores in place, so that nothing is made of their size.
+    """
+    scores, flags = flat_scores(parts[0]())
+    several = _compiled(scores) and flags.device.type == "cpu" and kernels.installed()
+    sizes = [LEAST if several else 0] * len(parts)
+    del scores, flags
+    found = of_each(sizes, lambda place: look(*flat_scores(parts[place]())))
+    return [num for num, _ in found], [values for _, values in found]
+
+
+def _compiled(scores: Scores) -> bool:
+    """Tell whether there are compiled passes that read, or make, such scores as they go."""
+    return isinstance(scores, RandomBits) or (
+        isinstance(scores, Magnitudes) and kernels.ordered(scores.values)
+    )
 
 
 def _ranges(open_: Tensor) -> Iterator[slice]:
@@ -164,6 +183,15 @@ def _ranges(open_: Tensor) -> Iterator[slice]:
     size = _CACHED if open_.device.type == "cpu" else max(len(open_), 1)
     for start in range(0, len(open_), size):
         yield slice(start, min(start + size, len(open_)))
+
+
+def _num_above(scores: Scores, flags: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
+    """Return how many flagged scores are above ``high``, and those neither above it nor below ``low``."""
+    low, high = low.to(flags.device), high.to(flags.device)
+    if isinstance(scores, Magnitudes) and kernels.usable(flags) and kernels.ordered(scores.values):
+        return kernels.num_above(scores.values, flags, low, high)
+    _, num, _, between = _split(scores, flags, low, high)
+    return num, between
 
 
 def _split(

@@ -1,15 +1,14 @@
-"""Work shared out over as many threads as torch's own operations take: compiled passes, and whole layers.
+"""Work shared out over as many threads as torch's own operations take: whole layers, or parts of one.
 
 To hand something over and to wait for it costs a tenth of a millisecond, as long as a pass over 200,000
-entries takes. So layers are handed over whole, and only a layer that is more than a thread's share of all
-is cut into parts.
+entries takes. So layers are handed over whole where there are several.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from threading import local
 from typing import TypeVar
@@ -22,7 +21,7 @@ LEAST = 1 << 18
 """entries of a part below which handing it over costs more than it saves"""
 BLOCK = 4096
 """a part begins at a multiple of it"""
-LAYERS_AT_ONCE = 4
+LAYERS_AT_ONCE = 3
 """layers that are worked on together, for each takes memory of its size"""
 
 _thread = local()
@@ -40,14 +39,14 @@ def in_parts(num: int, work: Callable[[int, int], T]) -> list[T]:
 
 
 def of_each(sizes: Sequence[int], work: Callable[[int], T]) -> list[T]:
-    """Return what ``work``, without gradients, makes of each place of ``sizes``, in their order.
+    """Return what ``work``, which makes no gradients, makes of each place of ``sizes``, in their order.
 
     Args:
         sizes: entries of each layer.
         work: must not depend on what it does at another place, nor talk to other processes.
 
     Raises:
-        Exception: what ``work`` raised at the first place at which it did.
+        Exception: what ``work`` raised at the first place at which it did, after all others are done.
     """
     threads = min(torch.get_num_threads(), LAYERS_AT_ONCE, len(sizes), sum(sizes) // LEAST)
     places = range(len(sizes))
@@ -55,33 +54,28 @@ def of_each(sizes: Sequence[int], work: Callable[[int], T]) -> list[T]:
         return [work(place) for place in places]
     found: dict[int, T] = {}
     problems: dict[int, Exception] = {}
+    # The largest first, so that all threads end at about the same time.
+    turns = iter(sorted(places, key=lambda place: sizes[place], reverse=True))
 
-    def at(place: int) -> None:
-        try:
-            found[place] = work(place)
-        except Exception as problem:
-            problems[place] = problem
-
-    def take(turns: Iterator[int]) -> None:
+    def take() -> None:
         _thread.handed_over = True
         try:
             with torch.no_grad():
                 for place in turns:
-                    at(place)
+                    try:
+                        found[place] = work(place)
+                    except Exception as problem:
+                        problems[place] = problem
         finally:
             _thread.handed_over = False
 
-    share = sum(sizes) / threads
-    for place in places:
-        if sizes[place] > share:
-            at(place)
-    # The largest first, so that all threads end at about the same time.
-    rest = [place for place in places if sizes[place] <= share]
-    turns = iter(sorted(rest, key=lambda place: sizes[place], reverse=True))
-    others = [_pool(threads).submit(take, turns) for _ in range(threads - 1)]
-    take(turns)
-    for other in others:
-        other.result()
+    others = [_pool(threads).submit(take) for _ in range(threads - 1)]
+    try:
+        take()
+    finally:
+        for _ in turns:  # after an interruption nothing more is begun
+            pass
+        wait(others)
     if problems:
         raise problems[min(problems)]
     return [found[place] for place in places]

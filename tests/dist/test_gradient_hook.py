@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import Method, Sparsifier
 from distsparse.dist import Compression, reduce_active
+from distsparse.dist.comm import begin_sum
 from distsparse.ops.keep import Keep
 from distsparse.methods import dense, dsr, gmp, granet, mest, rigl, set_, snfs, snip, srigl, static
 
@@ -217,6 +219,23 @@ def test_four_ranks_send_a_rings_share(tmp_path: Path, two: list[dict[str, Any]]
     for name in ("rigl", "set"):
         assert all(result[name] == ranks[0][name] for result in ranks)
         assert ranks[0][name]["sent"] == [1.5 * sent for sent in two[0][name]["sent"]]
+
+
+def _left_alone(rank: int, folder: Path) -> None:
+    store = distributed.FileStore(str(folder / "init"), 2)
+    limit = timedelta(seconds=3)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
+    both = begin_sum(torch.full((5,), rank + 1.0)).wait()
+    assert both.tolist() == [3.0] * 5
+    if rank == 0:
+        with pytest.raises(RuntimeError):
+            begin_sum(torch.ones(5)).wait()
+        (folder / "raised").touch()
+
+
+def test_a_sum_with_a_process_that_is_gone_raises(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_left_alone, (tmp_path,), nprocs=2)
+    assert (tmp_path / "raised").exists()
 
 
 def test_a_bare_model_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,16 +53,28 @@ class TestOfEach:
             pool.of_each([1] * 8, work)
         assert sorted(done) == [0, 1, 3, 4, 6, 7]
 
-    def test_a_layer_of_more_than_a_threads_share_is_cut_and_no_other(self) -> None:
-        cut: dict[int, int] = {}
+    def test_after_an_interruption_nothing_more_is_begun(self) -> None:
+        begun: list[int] = []
+        everyone = threading.Barrier(THREADS)
 
         def work(place: int) -> None:
-            cut[place] = len(pool.in_parts(sizes[place], lambda first, stop: stop - first))
+            begun.append(place)
+            everyone.wait(30)
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            time.sleep(0.2)
 
-        sizes = [20_000, 90_000, 20_000, 20_000]
-        pool.of_each(sizes, work)
-        assert cut == {0: 1, 1: THREADS, 2: 1, 3: 1}
-        assert len(pool.in_parts(90_000, lambda first, stop: stop - first)) == THREADS
+        with pytest.raises(KeyboardInterrupt):
+            pool.of_each([1] * 20, work)
+        assert sorted(begun) == list(range(THREADS))
+        assert pool.of_each([1, 1], lambda place: place) == [0, 1]
+
+    def test_a_pass_is_not_cut_while_other_layers_are_under_way(self) -> None:
+        def num_parts(place: int) -> int:
+            return len(pool.in_parts(90_000, lambda first, stop: stop - first))
+
+        assert pool.of_each([20_000, 90_000], num_parts) == [1, 1]
+        assert pool.of_each([90_000], num_parts) == [THREADS]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +88,10 @@ class TestOfEach:
     ],
     ids=["rigl", "rigl, grow_init", "set", "snfs", "gmp"],
 )
-def test_an_update_is_the_same_on_several_threads(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_update_is_the_same_on_several_threads(
+    method: Method, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "LEAST", 0)
     names: set[str] = set()
     original = Sparsifier._of_each_layer
@@ -85,17 +101,20 @@ def test_an_update_is_the_same_on_several_threads(method: Method, monkeypatch: p
 
     monkeypatch.setattr(Sparsifier, "_of_each_layer", noted)
 
+    def batch(step: int) -> torch.Tensor:
+        return torch.randn(8, 64, generator=torch.Generator().manual_seed(step)).to(dtype)
+
     def outcome() -> list[torch.Tensor]:
         torch.manual_seed(0)
-        model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)])
+        sizes = [64, 192, 40, *[64] * 6, 100]
+        layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+        model = nn.Sequential(*layers).to(dtype)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=12, seed=0)
         sparsifier.initialize()
         for step in range(12):
             optimizer.zero_grad()
-            model(
-                torch.randn(8, 64, generator=torch.Generator().manual_seed(step))
-            ).square().mean().backward()
+            model(batch(step)).square().mean().backward()
             event = sparsifier.step()
             if not (event and event.skip_optimizer_step):
                 optimizer.step()

@@ -68,6 +68,18 @@ def split(
     return _split(loop, values.numpy(), values.dtype, flags, low, high, fill)
 
 
+def num_above(values: Tensor, flags: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
+    """Return how many flagged magnitudes are above ``high``, and those neither above it nor below ``low``."""
+    room = _room(len(flags))
+    least, most = (value.to(values.dtype).numpy()[()] for value in (low, high))
+    while True:
+        found = torch.empty(room, dtype=values.dtype)
+        num, num_chosen = _loops().num_above(values.numpy(), _bytes(flags), least, most, found.numpy())
+        if num <= room:
+            return num_chosen, found[:num]
+        room = num
+
+
 def split_random(
     key: int, flags: Tensor, low: Tensor, high: Tensor, *, fill: bool
 ) -> tuple[Tensor, int, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+# numba's files on disk follow this file alone: what it takes from these two is compiled anew with it only.
 from distsparse.ops import sampling
 from distsparse.ops.threads import BLOCK as _BLOCK
 
@@ -131,6 +132,29 @@ def split_magnitudes(
         num_chosen += _num_set(chosen[first:stop])
         num = _found(near.view(np.uint64), first, num, stored, where, between)
     for found in range(min(num, len(where))):
+        between[found] = abs(between[found])
+    return num, num_chosen
+
+
+@_compiled
+def num_above(values: Any, flags: Any, low: Any, high: Any, between: Any) -> tuple[int, int]:
+    """List flagged magnitudes that are neither above ``high`` nor below ``low``.
+
+    Return how many these are, or would be with more room, and how many are above.
+    """
+    chosen, near = np.empty(_BLOCK, np.uint8), np.zeros(_BLOCK, np.uint8)
+    where = np.empty(_BLOCK, np.int64)
+    num = num_chosen = 0
+    for first in range(0, len(flags), _BLOCK):
+        stop = min(first + _BLOCK, len(flags))
+        if stop - first < _BLOCK:
+            near[:] = 0
+        stored, above = values[first:stop], chosen[: stop - first]
+        _flag_magnitudes(stored, flags[first:stop], np.uint8(0), low, high, above, near)
+        num_chosen += _num_set(above)
+        listed = between[min(num, len(between)) :]
+        num += _found(near.view(np.uint64), 0, 0, stored, where[: len(listed)], listed)
+    for found in range(min(num, len(between))):
         between[found] = abs(between[found])
     return num, num_chosen
 
@@ -257,6 +281,8 @@ def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
             if value != value:
                 return False, value
             least, most = min(least, value), max(most, value)
+        if least == most:
+            return True, least
         first, width = np.float64(least), np.float64(most) - np.float64(least)
         scale = _BINS / width if width > 0 else np.inf
         # Of a width without an end, or of none in float64, no bins can be made.
