@@ -17,6 +17,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.dist.comm import begin_sum
+from distsparse.ops import kernels
+from distsparse.ops.flags import places
 
 Compression = Literal["none", "bf16", "fp16"]
 
@@ -76,7 +78,7 @@ class GradientHook:
             reduced = future.value()
             if index is None:
                 return buffer if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
-            buffer.zero_().index_copy_(0, index, reduced.to(buffer.dtype))
+            _spread(reduced.to(buffer.dtype), index, buffer)
             assert self._active is not None
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
                 self._active.inactive_zeroed(parameter, gradient)
@@ -108,6 +110,14 @@ class GradientHook:
         self.sent_bytes, self.dense_bytes = state["sent_bytes"], state["dense_bytes"]
 
 
+def _spread(values: Tensor, index: Tensor, into: Tensor) -> None:
+    """Write values at ascending indices of a flat tensor, and zeros everywhere else."""
+    if kernels.usable(into) and kernels.ordered(into):
+        kernels.spread(values, index, into)
+    else:
+        into.zero_().index_copy_(0, index, values)
+
+
 def _positions(parameters: list[Tensor], active: ActiveEntries) -> Tensor | None:
     """Return int64 positions in the parameters' concatenation, or None for all of them."""
     masks = [active.active_entries(parameter) for parameter in parameters]
@@ -118,7 +128,7 @@ def _positions(parameters: list[Tensor], active: ActiveEntries) -> Tensor | None
         own = (
             torch.arange(parameter.numel(), device=parameter.device)
             if mask is None
-            else mask.reshape(-1).nonzero().squeeze(1)
+            else places(mask.reshape(-1))
         )
         parts.append(own + start)
         start += parameter.numel()

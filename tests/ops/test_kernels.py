@@ -201,6 +201,17 @@ def test_the_same_comparison(shape: tuple[int, int], monkeypatch: pytest.MonkeyP
         assert compiled[2:] == (int(mask.sum()), int(before.sum()), int((mask ^ before).sum()))
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_are_spread_and_all_else_is_zero(size: int, density: float, dtype: torch.dtype) -> None:
+    index = (counter_rng.uniform(size, torch.arange(size)) < density).nonzero().squeeze(1)
+    values = torch.randn(len(index), generator=torch.Generator().manual_seed(0)).to(dtype)
+    into = torch.full((size,), torch.nan, dtype=dtype)
+    kernels.spread(values, index, into)
+    assert torch.equal(into, torch.zeros(size, dtype=dtype).index_copy_(0, index, values))
+
+
 def test_compiles_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     from distsparse.ops.kernels import loops
 

@@ -125,6 +125,14 @@ def zero_inactive(mask: Tensor, tensors: Sequence[Tensor]) -> None:
     )
 
 
+def spread(values: Tensor, index: Tensor, into: Tensor) -> None:
+    """Write flat values at ascending int64 indices of a flat tensor, and zeros everywhere else.
+
+    Of one dtype that is :func:`ordered`.
+    """
+    _loops().spread(values.numpy(), index.numpy(), into.numpy())
+
+
 def pack_beside(mask: Tensor, before: Tensor, first_word: int) -> tuple[Tensor, Tensor, int, int, int]:
     """Pack a mask and count, in itself, in another one and in what differs, (rows, whole words of flags).
 

@@ -398,3 +398,15 @@ def _ones(word: Any) -> Any:
     word = (word & _U(0x3333333333333333)) + ((word >> _U(2)) & _U(0x3333333333333333))
     word = (word + (word >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
     return (word * _U(0x0101010101010101)) >> _U(56)
+
+
+@_compiled
+def spread(values: Any, index: Any, into: Any) -> None:
+    """Write values at ascending indices and zeros everywhere else, a block at a time."""
+    num = 0
+    for first in range(0, len(into), _BLOCK):
+        stop = min(first + _BLOCK, len(into))
+        into[first:stop] = 0
+        while num < len(index) and index[num] < stop:
+            into[index[num]] = values[num]
+            num += 1
