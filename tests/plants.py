@@ -22,6 +22,7 @@ from distsparse.config import RunConfig
 from distsparse.core import load_network
 from distsparse.core.criteria import Criterion
 from distsparse.core.moves import Context
+from distsparse.dist import gradient_hook
 from distsparse.ops.select import Scores
 from distsparse.results import read_trial
 from distsparse.train import checkpoint
@@ -109,17 +110,17 @@ def _in_forward(model: nn.Module, due: Callable[[], bool]) -> None:
 
 
 def _in_all_reduce(model: nn.Module, due: Callable[[], bool]) -> None:
-    """The gradients' all-reduce has begun, and the other ranks are in it."""
-    original = torch.distributed.all_reduce
+    """The gradients' reduction has begun, and the other ranks are in it."""
+    original = gradient_hook.begin_sum
 
-    def all_reduce(*args: Any, **options: Any) -> Any:
-        begins = options.get("async_op") and due()
-        work = original(*args, **options)
+    def begin_sum(gradients: Tensor) -> Any:
+        begins = due()
+        future = original(gradients)
         if begins:
             die()
-        return work
+        return future
 
-    torch.distributed.all_reduce = all_reduce
+    gradient_hook.begin_sum = begin_sum
 
 
 def _in_update(model: nn.Module, due: Callable[[], bool]) -> None:

@@ -232,7 +232,7 @@ def _left_alone(rank: int, folder: Path) -> None:
         with pytest.raises(RuntimeError):
             begin_sum(torch.ones(5)).wait()
         (folder / "raised").touch()
-        os._exit(0)  # gloo may abort a process that takes such a group apart
+    os._exit(0)  # gloo may abort a process that takes such a group apart
 
 
 def test_a_sum_with_a_process_that_is_gone_raises(tmp_path: Path) -> None:
