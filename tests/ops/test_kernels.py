@@ -83,17 +83,21 @@ def test_a_quick_look_decides_ordinary_scores() -> None:
         assert kernels.best_random(5, active, num, k, fill=fill) is not None
 
 
+def normal(num: int) -> Tensor:
+    return torch.randn(num, generator=torch.Generator().manual_seed(num))
+
+
 @pytest.mark.parametrize(
     "values",
     [
-        torch.randn(3000, generator=torch.Generator().manual_seed(0)),
-        torch.randn(3000, generator=torch.Generator().manual_seed(0)).double().exp().pow(20),
-        torch.randn(3000, generator=torch.Generator().manual_seed(0)).round(),
+        normal(3000),
+        normal(48),
+        normal(3000).double().exp().pow(20),
+        normal(3000).round(),
         torch.cat([torch.full((2999,), 1e-38), torch.tensor([3e38])]),
-        torch.cat([torch.randn(50), torch.tensor([torch.inf, torch.inf, -torch.inf])]),
+        torch.cat([normal(30), torch.tensor([torch.inf, torch.inf, -torch.inf])]),
         torch.full((500,), 1e-45),
         counter_rng.bits(3, torch.arange(3000)),
-        torch.arange(3000) + (1 << 62),
         torch.tensor([torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max] * 50),
         torch.tensor([2.5]),
     ],
@@ -107,9 +111,21 @@ def test_kth_largest_is_that_of_a_sort(values: Tensor) -> None:
         assert known
         assert found == ordered[k - 1].item(), k
     if values.is_floating_point():
-        assert not loops.kth_largest(
-            torch.cat([values, torch.tensor([torch.nan])]).to(values.dtype).numpy(), 1
-        )[0]
+        with_nan = torch.cat([values, values.new_tensor([torch.nan])])
+        assert not loops.kth_largest(with_nan.numpy(), 1)[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.cat([normal(50), torch.tensor([torch.inf])]),
+        torch.arange(3000) + (1 << 62),  # float64 cannot tell a thousand of them apart
+    ],
+)
+def test_kth_largest_is_left_to_others_where_no_bins_can_be_made(values: Tensor) -> None:
+    from distsparse.ops.kernels import loops
+
+    assert not loops.kth_largest(values.numpy(), 20)[0]
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])

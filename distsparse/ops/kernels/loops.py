@@ -268,10 +268,10 @@ def _bounds(sample: Any, share: float, ends: Any) -> tuple[bool, Any, Any]:
 
 @_compiled
 def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
-    """Return if no value is NaN, and the ``k``-th largest, 1 ≤ k ≤ their number.
+    """Return if it is known, and the ``k``-th largest value, 1 ≤ k ≤ their number.
 
-    The bin in which it lies is divided again, until that holds few. Bins are of float64, whose rounding keeps
-    the order of all that is compared.
+    It is not with a NaN, nor in a range for which no bins can be made. The bin in which the value lies is
+    divided again, until that holds few. Bins are of float64, whose rounding keeps the order of all values.
     """
     within = values.copy()
     counts = np.empty(_BINS + 2, np.int64)
@@ -283,11 +283,12 @@ def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
             least, most = min(least, value), max(most, value)
         if least == most:
             return True, least
+        if len(within) <= _FEW:
+            return True, _kth_of_few(within, k)
         first, width = np.float64(least), np.float64(most) - np.float64(least)
         scale = _BINS / width if width > 0 else np.inf
-        # Of a width without an end, or of none in float64, no bins can be made.
-        if len(within) <= _FEW or not 0 < scale < np.inf:
-            return True, np.sort(within)[len(within) - k]
+        if not 0 < scale < np.inf:
+            return False, least
         counts[:] = 0
         for value in within:
             counts[int((np.float64(value) - first) * scale)] += 1
@@ -301,6 +302,18 @@ def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
                 within[num] = value
                 num += 1
         within = within[:num]
+
+
+@_compiled
+def _kth_of_few(values: Any, k: int) -> Any:
+    """Return the ``k``-th largest after a sort by insertion."""
+    for place in range(1, len(values)):
+        value, before = values[place], place
+        while before > 0 and values[before - 1] < value:
+            values[before] = values[before - 1]
+            before -= 1
+        values[before] = value
+    return values[k - 1]
 
 
 @_compiled
