@@ -42,6 +42,8 @@ class LayerUnits:
     """of the whole layer"""
     whole: Whole = Whole()  # noqa: RUF009  has no state
     """of which ``active`` and ``score`` are the rows of this process"""
+    counted: int | None = None
+    """:attr:`num_active` where it is known"""
 
     @cached_property
     def num_units(self) -> int:
@@ -51,7 +53,7 @@ class LayerUnits:
     @cached_property
     def num_active(self) -> int:
         """Active units of the whole layer, the most that a prune can leave."""
-        return self.whole.count(self.active)
+        return self.whole.count(self.active) if self.counted is None else self.counted
 
 
 Layers = Mapping[str, LayerUnits]
@@ -147,7 +149,8 @@ def _globally(layers: Layers, total: int) -> list[int]:
         return layer.score(), layer.active
 
     whole = next(iter(layers.values())).whole
-    return whole.top_k_counts([partial(scored, layer) for layer in layers.values()], total)
+    nums = [layer.num_active for layer in layers.values()]
+    return whole.top_k_counts([partial(scored, layer) for layer in layers.values()], total, nums=nums)
 
 
 def _by_lamp(layers: Layers, total: int) -> list[int]:

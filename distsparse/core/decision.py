@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,4 +80,4 @@ def decided(
         fraction=num_dropped / num_before if num_before else 0.0,
         digest=to_hex(int(digest)),
     )
-    return Decision(change, digest, replace(topology, masks={name: found.words}), num_units)
+    return Decision(change, digest, topology.with_masks({name: found.words}), num_units)

@@ -52,6 +52,11 @@ class Context:
         """Return a layer's active units, bool (unit rows, unit cols)."""
         return self.structure.units(self.topology.masks[name])
 
+    def num_active(self, name: str) -> int:
+        """Return how many units of a layer are active, on all ranks."""
+        known = self.topology.num_active.get(name)
+        return self.whole.count(self.units(name)) if known is None else known
+
     def allowed(self, name: str) -> Tensor:
         """Return the units of a layer that may be active."""
         units = self.units(name)
@@ -91,7 +96,7 @@ class Context:
         """Return a layer's active units, and in its vacancies the best of the others, by a criterion."""
         units, target = self.units(name), self.topology.targets[name]
         if self.structure.group == "layer" and name not in self.topology.allowed:
-            num = self.whole.count(units)
+            num = self.num_active(name)
             if num >= target:
                 return units
             scores = self.scores(by, name, purpose)
@@ -103,8 +108,13 @@ class Context:
 
     def vacancies(self, name: str) -> Tensor:
         """Return int64 (groups,): how many units each group of a layer lacks."""
-        wanted = self.group_counts(self.topology.targets[name], self.allowed(name))
-        return wanted - self.counts(self.units(name))
+        return self.group_counts(self.topology.targets[name], self.allowed(name)) - self.held(name)
+
+    def held(self, name: str) -> Tensor:
+        """Return int64 (groups,): how many active units each group of a layer has; a layer is one group."""
+        if self.structure.group == "layer":
+            return torch.tensor([self.num_active(name)], device=self.topology.masks[name].device)
+        return self.structure.counts(self.units(name))
 
     def counts(self, units: Tensor) -> Tensor:
         """Return int64 (groups,): how many units of each group are set; a layer is one group."""
@@ -124,12 +134,13 @@ class Context:
         """Return the context of one layer; ``shapes`` still tells its place among the others."""
         return replace(self, topology=self.topology.of(name), before=self.before.of(name))
 
-    def with_units(self, units: Mapping[str, Tensor]) -> Topology:
-        """Return the topology with other active units."""
+    def with_units(
+        self, units: Mapping[str, Tensor], *, num_active: Mapping[str, int] | None = None
+    ) -> Topology:
+        """Return the topology with other active units, and their numbers where these are known."""
         masks = self.topology.masks
-        return self.topology.with_masks(
-            {name: self.structure.expand(units[name], _matrix(masks[name])) for name in masks}
-        )
+        expanded = {name: self.structure.expand(units[name], _matrix(masks[name])) for name in masks}
+        return self.topology.with_masks(expanded, num_active=num_active)
 
 
 @dataclass(frozen=True)
@@ -154,9 +165,10 @@ def _matrix(mask: Tensor) -> tuple[int, int]:
 
 def run(moves: Sequence[Move], context: Context) -> Topology:
     """Apply moves one after another; return the last topology."""
-    for move in moves:
-        context = replace(context, topology=move.apply(context))
-    return context.topology
+    topology = context.topology
+    for place, move in enumerate(moves):
+        topology = move.apply(replace(context, topology=topology) if place else context)
+    return topology
 
 
 def by_layer(moves: Sequence[Move], context: Context) -> Callable[[str], Topology]:
@@ -197,6 +209,7 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
                 score=partial(context.scores, magnitude if by is random else by, name, "prune"),
                 num_weights=math.prod(context.shapes[name]),
                 whole=context.whole,
+                counted=context.num_active(name),
             )
             for name in names
         }
@@ -212,7 +225,7 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
         kept = {name: context.units(name) for name in topology.masks}
         targets = dict(topology.targets)
         for name in pruned(context):
-            held = context.counts(kept[name])
+            held = context.held(name)
             counts = context.group_counts(topology.requested[name], context.allowed(name))
             counts = torch.minimum(counts, held)
             kept[name] = context.best(by, name, "prune", counts, kept[name], held=held)
@@ -269,17 +282,17 @@ def drop(by: Criterion, fraction: Schedule, *, scope: Scope = "layer") -> Move:
         def scored(name: str) -> Scored:
             return context.scores(by, name, "drop"), active[name]
 
-        nums = [context.whole.count(units) for units in active.values()]
+        nums = [context.num_active(name) for name in active]
         if scope == "layer":
             counts = [num - int(share * num) for num in nums]
         else:
             parts = [partial(scored, name) for name in active]
-            counts = context.whole.top_k_counts(parts, sum(nums) - int(share * sum(nums)))
+            counts = context.whole.top_k_counts(parts, sum(nums) - int(share * sum(nums)), nums=nums)
         kept = {}
         for name, num_kept, num in zip(active, counts, nums, strict=True):
             score, units = scored(name)
             kept[name] = context.whole.top_k_mask(score, num_kept, units, num_candidates=num)
-        return context.with_units(kept)
+        return context.with_units(kept, num_active=dict(zip(active, counts, strict=True)))
 
     name = f"drop({by.name}{', global' if scope == 'global' else ''})"
     return Move(name, apply, by.needs, by.runs_sharded, local=scope == "layer")
@@ -380,7 +393,7 @@ def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
             held = torch.minimum(counts, masks[name].sum(1))
             masks[name] = context.best(magnitude, name, "ablate", held, masks[name])
             targets[name] = whole.total(counts)
-        return replace(topology, masks=masks, targets=targets, allowed=allowed)
+        return replace(topology.with_masks(masks), targets=targets, allowed=allowed)
 
     return Move(f"ablate({by.name}, {gamma:g})", apply, by.needs, by.runs_sharded, local=True)
 
@@ -442,8 +455,7 @@ def adopt(masks: Mapping[str, Tensor]) -> Move:
             first = context.first_rows.get(name, 0)
             adopted[name] = masks[name][first : first + len(old)].to(old.device)
         return replace(
-            context.topology,
-            masks=adopted,
+            context.topology.with_masks(adopted),
             targets={name: int(context.structure.units(masks[name]).sum()) for name in adopted},
         )
 

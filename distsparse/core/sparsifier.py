@@ -335,7 +335,7 @@ class Sparsifier:
 
         device_masks, allowed = own(masks), own(state["allowed"])
         targets = {name: int(state["targets"][name]) for name in shapes}
-        topology = Topology(device_masks, targets, allowed, dict(state["requested"]))
+        topology = Topology(device_masks, targets, allowed, dict(state["requested"]), targets)
         for name, mask in device_masks.items():
             units = self._whole.count(self.method.structure.units(mask))
             if units != topology.targets[name]:
@@ -426,8 +426,9 @@ class Sparsifier:
         old = self._topology  # its owner may still look at it
         masks, targets = dict(old.masks), dict(old.targets)
         allowed, requested = dict(old.allowed), dict(old.requested)
+        num_active = {decision.change.name: decision.num_units for decision in decisions}
         del old
-        self._topology = Topology(masks, targets, allowed, requested)
+        self._topology = Topology(masks, targets, allowed, requested, num_active)
         by_name = {decision.change.name: decision for decision in decisions}
 
         def apply(name: str) -> None:

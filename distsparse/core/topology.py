@@ -27,6 +27,8 @@ class Topology:
     """bool (rows, 1): rows that may be active, of layers that have ablated rows; all rows elsewhere."""
     requested: Mapping[str, int] = field(default_factory=dict)
     """active units that the last allocation gave to a layer, before its groups rounded them."""
+    num_active: Mapping[str, int] = field(default_factory=dict)
+    """active units of layers of which they are counted already; of a sharded layer those of all ranks."""
 
     def nnz(self, name: str) -> int:
         """Return the number of active weights of a layer."""
@@ -53,11 +55,19 @@ class Topology:
         def only(values: Mapping[str, T]) -> dict[str, T]:
             return {name: values[name]} if name in values else {}
 
-        return Topology(only(self.masks), only(self.targets), only(self.allowed), only(self.requested))
+        return Topology(
+            only(self.masks),
+            only(self.targets),
+            only(self.allowed),
+            only(self.requested),
+            only(self.num_active),
+        )
 
-    def with_masks(self, masks: Mapping[str, Tensor]) -> Topology:
-        """Return the same targets with other masks."""
-        return replace(self, masks=masks)
+    def with_masks(
+        self, masks: Mapping[str, Tensor], *, num_active: Mapping[str, int] | None = None
+    ) -> Topology:
+        """Return the same targets with other masks, and their active units where these are known."""
+        return Topology(masks, self.targets, self.allowed, self.requested, num_active or {})
 
     def with_targets(self, targets: Mapping[str, int]) -> Topology:
         """Return the same masks with other targets."""

@@ -90,11 +90,13 @@ class Whole:
             return self.top_k_mask(score, k, ~active).logical_or_(active)
         return select.filled_mask(score, k, active, num_active=num_active)
 
-    def top_k_counts(self, parts: Sequence[Callable[[], Scored]], k: int) -> list[int]:
+    def top_k_counts(
+        self, parts: Sequence[Callable[[], Scored]], k: int, *, nums: Sequence[int] | None = None
+    ) -> list[int]:
         """Return how many of the best lie in each layer; see :func:`distsparse.ops.select.top_k_counts`."""
         if self.is_sharded:
             return over_ranks.top_k_counts(parts, k, self._comm)
-        return select.top_k_counts(parts, k)
+        return select.top_k_counts(parts, k, nums=nums)
 
     def together(self, of_own_rows: Callable[[], T]) -> T:
         """Return what a function makes of this rank's rows.

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsparse.ops import kernels
+
 _IN_NUMPY = (torch.bool, torch.float32, torch.float64, torch.int64)
 
 
@@ -30,15 +32,16 @@ def at(flat: Tensor, index: slice | Tensor) -> Tensor:
     return flat[index] if isinstance(index, slice) else flat.index_select(0, index)
 
 
-def kth_largest(values: Tensor, *ks: int) -> list[Tensor]:
-    """Return each ``k``-th largest of flat values without NaN, 1 ≤ k ≤ their number, as 0-dim tensors."""
-    places = [len(values) - k for k in ks]
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """Return the ``k``-th largest of flat values without NaN, 1 ≤ k ≤ their number, as a 0-dim tensor."""
+    place = len(values) - k
     if not _in_numpy(values):
-        return [torch.kthvalue(values, place + 1).values for place in places]
-    if not places:
-        return []
-    found = torch.from_numpy(np.partition(values.numpy(), places))
-    return [found[place] for place in places]
+        return torch.kthvalue(values, place + 1).values
+    if kernels.usable(values) and kernels.ordered(values):
+        found = kernels.kth_largest(values, k)
+        if found is not None:
+            return found
+    return torch.from_numpy(np.partition(values.numpy(), place))[place]
 
 
 def below(values: Tensor, bound: Tensor) -> Tensor:

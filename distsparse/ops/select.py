@@ -126,19 +126,24 @@ def _candidates(flags: Tensor, fill: bool) -> Tensor:
     return ~flags if fill else flags
 
 
-def top_k_counts(parts: Sequence[Callable[[], Scored]], k: int) -> list[int]:
+def top_k_counts(
+    parts: Sequence[Callable[[], Scored]], k: int, *, nums: Sequence[int] | None = None
+) -> list[int]:
     """Return how many of the ``k`` best candidates of all parts lie in each; ties go to the earlier part.
 
     A part is made whenever it is looked at, two or three times, so that one part's scores exist at a time.
+    ``nums`` are the parts' candidates, where they are known.
 
     Raises:
         FloatingPointError: a candidate's score is NaN, and there is something to choose.
     """
 
     def look(scores: Scores, open_: Tensor) -> tuple[int, Tensor]:
-        return count(open_), _sampled(scores, open_, math.ceil(open_.numel() / _SAMPLED_OF_MANY))
+        num = count(open_) if nums is None else 0
+        return num, _sampled(scores, open_, math.ceil(open_.numel() / _SAMPLED_OF_MANY))
 
-    sizes, samples = _of_each(parts, look)
+    counted, samples = _of_each(parts, look)
+    sizes = counted if nums is None else list(nums)
     num_open = sum(sizes)
     assert 0 <= k <= num_open, f"cannot select {k} of {num_open} candidates"
     if k in (0, num_open):
@@ -276,9 +281,9 @@ def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
         return low, high
     low_rank, high_rank = sampling.bracket(len(sample), share)
     if low_rank <= len(sample):
-        (low,) = kth_largest(sample, low_rank)
+        low = kth_largest(sample, low_rank)
     if high_rank >= 1:
-        (high,) = kth_largest(sample, high_rank)
+        high = kth_largest(sample, high_rank)
     return low, high
 
 
@@ -295,7 +300,7 @@ def _best(scores: Tensor, k: int) -> Tensor:
     """Return a bool mask of the ``k`` best scores, which have no NaN; ties go to the lower index."""
     if k in (0, len(scores)):
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    (threshold,) = kth_largest(scores, k)
+    threshold = kth_largest(scores, k)
     chosen = scores >= threshold
     if surplus := count(chosen) - k:
         chosen[places(scores == threshold)[-surplus:]] = False

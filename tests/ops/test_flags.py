@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distsparse.ops import kernels
 from distsparse.ops.flags import above, below, count, kth_largest, places
 
 
@@ -21,14 +22,20 @@ def test_count_and_places() -> None:
 )
 def test_order_and_comparisons(dtype: torch.dtype) -> None:
     values = torch.tensor([3, -1, 2, 2, 5], dtype=dtype)
-    assert [found.item() for found in kth_largest(values, *range(1, 6))] == [5, 3, 2, 2, -1]
-    assert [found.item() for found in kth_largest(values, 5, 1)] == [-1, 5]
-    assert kth_largest(values) == []
-    (largest,) = kth_largest(values, 1)
+    assert [kth_largest(values, k).item() for k in range(1, 6)] == [5, 3, 2, 2, -1]
+    largest = kth_largest(values, 1)
     assert largest.dtype == dtype
     assert largest.shape == ()
     assert below(values, values[2]).tolist() == [False, True, False, False, False]
     assert above(values, values[2]).tolist() == [True, False, False, False, True]
+
+
+def test_order_among_many_values_and_in_ranges_without_bins() -> None:
+    many = torch.randn(kernels.LEAST + 1, generator=torch.Generator().manual_seed(0))
+    for values in (many, many.double(), (1000 * many).long(), torch.cat([many, torch.tensor([torch.inf])])):
+        ordered = values.sort(descending=True).values
+        for k in (1, 2, 5000, len(values)):
+            assert torch.equal(kth_largest(values, k), ordered[k - 1])
 
 
 def test_nan_is_neither_below_nor_above() -> None:

@@ -39,7 +39,7 @@ def installed() -> bool:
 def usable(*tensors: Tensor) -> bool:
     """Return whether tensors of as many entries as the first lie in a CPU's memory, row-major and large."""
     large = tensors[0].numel() >= LEAST and installed()
-    return large and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+    return large and all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors)
 
 
 def ordered(values: Tensor) -> bool:
@@ -64,8 +64,7 @@ def split(
         flags of what is chosen, the candidates above ``high``, and their number; index (int64) and score of
         those that are neither above it nor below ``low``, NaN among them.
     """
-    loop = _loops().split_magnitudes if magnitudes else _loops().split
-    return _split(loop, values.numpy(), values.dtype, flags, low, high, fill)
+    return _split(values.numpy(), values.dtype, flags, low, high, magnitudes, fill)
 
 
 def num_above(values: Tensor, flags: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
@@ -84,7 +83,7 @@ def split_random(
     key: int, flags: Tensor, low: Tensor, high: Tensor, *, fill: bool
 ) -> tuple[Tensor, int, Tensor, Tensor]:
     """Return what :func:`split` does of the random bits of a key at each place, see ``counter_rng.bits``."""
-    return _split(_loops().split_random, _word(key), torch.int64, flags, low, high, fill)
+    return _split(_word(key), torch.int64, flags, low, high, False, fill)
 
 
 def best_magnitudes(values: Tensor, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
@@ -92,26 +91,28 @@ def best_magnitudes(values: Tensor, flags: Tensor, num_flagged: int, k: int, *, 
 
     None where a quick look does not decide it: at k = 0 or all, with a NaN, or if the sample was misleading.
     """
-    return _best(_loops().best_magnitudes, values.numpy(), values.dtype, flags, num_flagged, k, fill)
+    return _best(values.numpy(), values.dtype, flags, num_flagged, k, True, fill)
 
 
 def best_random(key: int, flags: Tensor, num_flagged: int, k: int, *, fill: bool) -> Tensor | None:
     """Return what :func:`best_magnitudes` does by the random bits of a key at each place."""
-    return _best(_loops().best_random, _word(key), torch.int64, flags, num_flagged, k, fill)
+    return _best(_word(key), torch.int64, flags, num_flagged, k, False, fill)
 
 
 def sample_magnitudes(values: Tensor, flags: Tensor, num: int, step: int, *, fill: bool) -> Tensor:
     """Return the magnitudes of those of ``num`` entries, ``step`` apart and around, that are candidates."""
-    found = torch.empty(num, dtype=values.dtype)
-    loop = _loops().sample_magnitudes
-    return found[: loop(values.numpy(), _bytes(flags), np.uint8(fill), step, found.numpy())]
+    return _sample(values.numpy(), values.dtype, flags, num, step, True, fill)
 
 
 def sample_random(key: int, flags: Tensor, num: int, step: int, *, fill: bool) -> Tensor:
     """Return the random bits of a key at those of ``num`` places that are candidates."""
-    found = torch.empty(num, dtype=torch.int64)
-    loop = _loops().sample_random
-    return found[: loop(_word(key), _bytes(flags), np.uint8(fill), step, found.numpy())]
+    return _sample(_word(key), torch.int64, flags, num, step, False, fill)
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor | None:
+    """Return the ``k``-th largest of flat values as a 0-dim tensor; None where bins do not tell it."""
+    known, found = _loops().kth_largest(values.numpy(), k)
+    return values.new_tensor(found) if known else None
 
 
 def zero_inactive(mask: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -142,15 +143,16 @@ def pack_beside(mask: Tensor, before: Tensor, first_word: int) -> tuple[Tensor, 
     """
     words = torch.empty(mask.shape[0], mask.shape[1] // 64, dtype=torch.int64)
     packed = words.numpy().reshape(-1).view(np.uint64)
-    eights, old = (_bytes(each).view(np.uint64) for each in (mask, before))
-    num, num_before, num_changed, digest = _loops().pack(eights, old, packed, np.uint64(first_word))
+    num, num_before, num_changed, digest = _loops().pack(
+        _bytes(mask), _bytes(before), packed, np.uint64(first_word)
+    )
     return words, torch.tensor(counter_rng.signed(int(digest))), int(num), int(num_before), int(num_changed)
 
 
 def unpack(words: Tensor) -> Tensor:
     """Return the flags of words, 64 each, as bool (rows, 64 * words in a row)."""
     flags = torch.empty(words.shape[0], 64 * words.shape[1], dtype=torch.bool)
-    _loops().unpack(words.numpy().reshape(-1).view(np.uint64), _bytes(flags).view(np.uint64))
+    _loops().unpack(words.numpy().reshape(-1).view(np.uint64), _bytes(flags))
     return flags
 
 
@@ -171,32 +173,40 @@ def _bytes(flags: Tensor) -> Any:
 
 
 def _integers(tensor: Tensor) -> Any:
-    return tensor.detach().view(_SAME_SIZE[tensor.element_size()]).reshape(-1).numpy()
+    return tensor.detach().view(_SAME_SIZE[tensor.element_size()]).numpy().reshape(-1)
 
 
 def _best(
-    loop: Any, source: Any, dtype: torch.dtype, flags: Tensor, num_flagged: int, k: int, fill: bool
+    source: Any, dtype: torch.dtype, flags: Tensor, num_flagged: int, k: int, magnitudes: bool, fill: bool
 ) -> Tensor | None:
     num_open = len(flags) - num_flagged if fill else num_flagged
     if not 0 < k < num_open:
         return None
     chosen, room = torch.empty_like(flags), _room(len(flags))
-    where, scores = torch.empty(room, dtype=torch.int64).numpy(), torch.empty(room, dtype=dtype).numpy()
-    into, given = _bytes(chosen), _bytes(flags)
-    decided = loop(source, given, np.uint8(fill), k, num_flagged, _ENDS[dtype], into, where, scores)
+    ends = _ENDS[dtype]
+    where, scores = np.empty(room, np.int64), np.empty(room, type(ends[0]))
+    given, into = _bytes(flags), _bytes(chosen)
+    decided = _loops().best(source, magnitudes, given, fill, k, num_flagged, ends, into, where, scores)
     return chosen if decided else None
 
 
+def _sample(
+    source: Any, dtype: torch.dtype, flags: Tensor, num: int, step: int, magnitudes: bool, fill: bool
+) -> Tensor:
+    found = torch.empty(num, dtype=dtype)
+    return found[: _loops().sample(source, magnitudes, _bytes(flags), fill, step, found.numpy())]
+
+
 def _split(
-    loop: Any, source: Any, dtype: torch.dtype, flags: Tensor, low: Tensor, high: Tensor, fill: bool
+    source: Any, dtype: torch.dtype, flags: Tensor, low: Tensor, high: Tensor, magnitudes: bool, fill: bool
 ) -> tuple[Tensor, int, Tensor, Tensor]:
     least, most = (value.to(dtype).numpy()[()] for value in (low, high))
     chosen, room = torch.empty_like(flags), _room(len(flags))
-    into, given = _bytes(chosen), _bytes(flags)
+    given, into = _bytes(flags), _bytes(chosen)
     while True:
         where, scores = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=dtype)
-        num, num_chosen = loop(
-            source, given, np.uint8(fill), least, most, into, where.numpy(), scores.numpy()
+        num, num_chosen = _loops().split(
+            source, magnitudes, given, fill, least, most, into, where.numpy(), scores.numpy()
         )
         if num <= room:
             return chosen, num_chosen, where[:num], scores[:num]

@@ -11,9 +11,11 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.extending import overload
 
-# numba's files on disk follow this file alone: what it takes from these two is compiled anew with it only.
+# numba's files on disk follow this file alone: what it takes from these is compiled anew with it only.
 from distsparse.ops import sampling
+from distsparse.ops.kernels.lanes import LANES, compared, first_set, flags_at, num_set, put_flags
 from distsparse.ops.threads import BLOCK as _BLOCK
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,12 +29,6 @@ _U = np.uint64
 _GOLDEN = _U(0x9E3779B97F4A7C15)
 _MIX_1 = _U(0xBF58476D1CE4E5B9)
 _MIX_2 = _U(0x94D049BB133111EB)
-_GATHER = _U(0x0102040810204080)
-_COPIES = _U(0x0101010101010101)
-_DIAGONAL = _U(0x8040201008040201)
-_CARRY = _U(0x7F7F7F7F7F7F7F7F)
-_PAIRS = _U(0x00FF00FF00FF00FF)
-_ADDED = _U(0x0001000100010001)
 
 
 def _compiled(function: _F) -> _F:
@@ -48,43 +44,11 @@ _bracket = _compiled(sampling.bracket)
 
 
 @_compiled
-def _found(near: Any, first: int, num: int, scores: Any, where: Any, between: Any) -> int:
-    """Append index and score of the flags in a block, looked at eight at a time; return the new number."""
-    for eight in range(len(near)):
-        flags = near[eight]
-        if flags != _U(0):
-            for place in range(8):
-                if (flags >> _U(8 * place)) & _U(1):
-                    index = 8 * eight + place
-                    if num < len(where):
-                        where[num] = first + index
-                        between[num] = scores[index]
-                    num += 1
-    return num
-
-
-@_compiled
-def _num_set(flags: Any) -> int:
-    """Return how many flags of a block are set: eight at a time, each in a byte that 128 cannot overflow."""
-    whole = len(flags) & -8
-    words = flags[:whole].view(np.uint64)
-    num = _U(0)
-    for first in range(0, len(words), 128):
-        sums = _U(0)
-        for word in words[first : first + 128]:
-            sums += word
-        pairs = (sums & _PAIRS) + ((sums >> _U(8)) & _PAIRS)
-        num += (pairs * _ADDED) >> _U(48)
-    for place in range(whole, len(flags)):
-        num += _U(flags[place])
-    return int(num)
-
-
-@_compiled
 def split(
-    values: Any,
+    source: Any,
+    magnitudes: bool,
     flags: Any,
-    fill: Any,
+    fill: bool,
     low: Any,
     high: Any,
     chosen: Any,
@@ -93,47 +57,36 @@ def split(
 ) -> tuple[int, int]:
     """Flag the candidates above ``high``; list those that are neither above it nor below ``low``.
 
-    With ``fill`` 0 the candidates are the flagged; with 1 the others, and the flagged are chosen too. Return
-    how many are listed, or would be with more room, and how many chosen.
+    Scores are an array's values or ``magnitudes``, or a key's random bits. The candidates are the flagged; to
+    ``fill`` the others, and the flagged are chosen too. Return how many are listed, or would be with more
+    room, and how many chosen.
     """
-    near = np.zeros(_BLOCK, np.uint8)
-    num = num_chosen = 0
-    for first in range(0, len(flags), _BLOCK):
-        stop = min(first + _BLOCK, len(flags))
-        if stop - first < _BLOCK:
-            near[:] = 0
-        scores = values[first:stop]
-        _flag(scores, flags[first:stop], fill, low, high, chosen[first:stop], near)
-        num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), first, num, scores, where, between)
-    return num, num_chosen
-
-
-@_compiled
-def split_magnitudes(
-    values: Any,
-    flags: Any,
-    fill: Any,
-    low: Any,
-    high: Any,
-    chosen: Any,
-    where: Any,
-    between: Any,
-) -> tuple[int, int]:
-    """The same by magnitude."""
-    near = np.zeros(_BLOCK, np.uint8)
-    num = num_chosen = 0
-    for first in range(0, len(flags), _BLOCK):
-        stop = min(first + _BLOCK, len(flags))
-        if stop - first < _BLOCK:
-            near[:] = 0
-        stored = values[first:stop]
-        _flag_magnitudes(stored, flags[first:stop], fill, low, high, chosen[first:stop], near)
-        num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), first, num, stored, where, between)
-    for found in range(min(num, len(where))):
-        between[found] = abs(between[found])
-    return num, num_chosen
+    buffer = _buffer(source)
+    taken = _U(0) - _U(fill)
+    num, num_chosen = 0, _U(0)
+    whole = len(flags) & -LANES
+    for first in range(0, whole, LANES):
+        scores, at = _scores(source, first, buffer)
+        best, near = _divided(scores, at, magnitudes, flags_at(flags, first), taken, low, high)
+        put_flags(best, chosen, first)
+        num_chosen += num_set(best)
+        while near:
+            lane = first_set(near)
+            near &= near - _U(1)
+            if num < len(where):
+                where[num], between[num] = first + lane, _magnitude(scores[at + lane], magnitudes)
+            num += 1
+    for place in range(whole, len(flags)):
+        score = _magnitude(_score(source, place), magnitudes)
+        open_ = (flags[place] != 0) != fill
+        best_, near_ = open_ and score > high, open_ and not score > high and not score < low
+        chosen[place] = best_ or (fill and not open_)
+        num_chosen += _U(chosen[place])
+        if near_:
+            if num < len(where):
+                where[num], between[num] = place, score
+            num += 1
+    return num, int(num_chosen)
 
 
 @_compiled
@@ -142,74 +95,59 @@ def num_above(values: Any, flags: Any, low: Any, high: Any, between: Any) -> tup
 
     Return how many these are, or would be with more room, and how many are above.
     """
-    chosen, near = np.empty(_BLOCK, np.uint8), np.zeros(_BLOCK, np.uint8)
-    where = np.empty(_BLOCK, np.int64)
-    num = num_chosen = 0
-    for first in range(0, len(flags), _BLOCK):
-        stop = min(first + _BLOCK, len(flags))
-        if stop - first < _BLOCK:
-            near[:] = 0
-        stored, above = values[first:stop], chosen[: stop - first]
-        _flag_magnitudes(stored, flags[first:stop], np.uint8(0), low, high, above, near)
-        num_chosen += _num_set(above)
-        listed = between[min(num, len(between)) :]
-        num += _found(near.view(np.uint64), 0, 0, stored, where[: len(listed)], listed)
-    for found in range(min(num, len(between))):
-        between[found] = abs(between[found])
-    return num, num_chosen
+    num, num_over = 0, _U(0)
+    whole = len(flags) & -LANES
+    for first in range(0, whole, LANES):
+        over, near = _divided(values, first, True, flags_at(flags, first), _U(0), low, high)
+        num_over += num_set(over)
+        while near:
+            if num < len(between):
+                between[num] = abs(values[first + first_set(near)])
+            near &= near - _U(1)
+            num += 1
+    for place in range(whole, len(flags)):
+        score = abs(values[place])
+        num_over += _U(flags[place] != 0 and score > high)
+        if flags[place] and not score > high and not score < low:
+            if num < len(between):
+                between[num] = score
+            num += 1
+    return num, int(num_over)
 
 
 @_compiled
-def split_random(
-    key: Any, flags: Any, fill: Any, low: Any, high: Any, chosen: Any, where: Any, between: Any
-) -> tuple[int, int]:
-    """The same by the key's random bits at each place."""
-    near = np.zeros(_BLOCK, np.uint8)
-    scores = np.empty(_BLOCK, np.int64)
-    num = num_chosen = 0
-    for first in range(0, len(flags), _BLOCK):
-        stop = min(first + _BLOCK, len(flags))
-        if stop - first < _BLOCK:
-            near[:] = 0
-        for place in range(stop - first):
-            scores[place] = np.int64(_mix(_U(first + place) * _GOLDEN + key))
-        _flag(scores[: stop - first], flags[first:stop], fill, low, high, chosen[first:stop], near)
-        num_chosen += _num_set(chosen[first:stop])
-        num = _found(near.view(np.uint64), first, num, scores, where, between)
-    return num, num_chosen
+def _divided(
+    scores: Any, at: int, magnitudes: bool, flags: Any, taken: Any, low: Any, high: Any
+) -> tuple[Any, Any]:
+    """Return the bits of what is chosen and of what may be, of one word's flags."""
+    above, not_below = compared(scores, at, low, high, magnitudes)
+    open_ = flags ^ taken
+    # A NaN is below nothing, and so is found.
+    return (open_ & above) | (flags & taken), open_ & ~above & not_below
 
 
 @_compiled
-def sample_magnitudes(values: Any, flags: Any, fill: Any, step: int, found: Any) -> int:
-    """Write the magnitudes of sampled candidates; return their number."""
+def sample(source: Any, magnitudes: bool, flags: Any, fill: bool, step: int, found: Any) -> int:
+    """Write the scores of sampled candidates; return their number."""
+    places = np.empty(len(found) + 1, np.int64)
     num = place = 0
     for _ in range(len(found)):
-        found[num] = abs(values[place])
-        num += flags[place] ^ fill
+        places[num] = place
+        num += (flags[place] != 0) != fill
         place += step
         if place >= len(flags):
             place -= len(flags)
+    for drawn in range(num):  # of few candidates few scores are read
+        found[drawn] = _magnitude(_score(source, places[drawn]), magnitudes)
     return num
 
 
 @_compiled
-def sample_random(key: Any, flags: Any, fill: Any, step: int, found: Any) -> int:
-    """The same of the key's random bits."""
-    num = place = 0
-    for _ in range(len(found)):
-        found[num] = np.int64(_mix(_U(place) * _GOLDEN + key))
-        num += flags[place] ^ fill
-        place += step
-        if place >= len(flags):
-            place -= len(flags)
-    return num
-
-
-@_compiled
-def best_magnitudes(
-    values: Any,
+def best(
+    source: Any,
+    magnitudes: bool,
     flags: Any,
-    fill: Any,
+    fill: bool,
     k: int,
     num_flagged: int,
     ends: Any,
@@ -217,52 +155,28 @@ def best_magnitudes(
     where: Any,
     between: Any,
 ) -> bool:
-    """Flag the ``k`` candidates of the largest magnitudes, and with ``fill`` what is flagged.
+    """Flag the ``k`` candidates of the best scores, see :func:`split`, and to ``fill`` what is flagged.
 
     ``ends`` are the least and the largest number that there is. False where a quick look does not decide it:
     with a NaN among the candidates, or if the sample was misleading.
     """
-    sample = np.empty(_size_for(len(flags)), values.dtype)
-    num_sampled = sample_magnitudes(values, flags, fill, _stride(len(flags)), sample)
+    drawn = np.empty(_size_for(len(flags)), between.dtype)
+    num_drawn = sample(source, magnitudes, flags, fill, _stride(len(flags)), drawn)
     num_open = len(flags) - num_flagged if fill else num_flagged
-    known, low, high = _bounds(sample[:num_sampled], k / num_open, ends)
+    known, low, high = _bounds(drawn[:num_drawn], k / num_open, ends)
     if not known:
         return False
-    num, num_chosen = split_magnitudes(values, flags, fill, low, high, chosen, where, between)
+    num, num_chosen = split(source, magnitudes, flags, fill, low, high, chosen, where, between)
     rest = k - num_chosen + (num_flagged if fill else 0)
     return num <= len(where) and _settle(where[:num], between[:num], rest, chosen)
 
 
 @_compiled
-def best_random(
-    key: Any,
-    flags: Any,
-    fill: Any,
-    k: int,
-    num_flagged: int,
-    ends: Any,
-    chosen: Any,
-    where: Any,
-    between: Any,
-) -> bool:
-    """The same by the key's random bits at each place."""
-    sample = np.empty(_size_for(len(flags)), np.int64)
-    num_sampled = sample_random(key, flags, fill, _stride(len(flags)), sample)
-    num_open = len(flags) - num_flagged if fill else num_flagged
-    known, low, high = _bounds(sample[:num_sampled], k / num_open, ends)
-    if not known:
-        return False
-    num, num_chosen = split_random(key, flags, fill, low, high, chosen, where, between)
-    rest = k - num_chosen + (num_flagged if fill else 0)
-    return num <= len(where) and _settle(where[:num], between[:num], rest, chosen)
-
-
-@_compiled
-def _bounds(sample: Any, share: float, ends: Any) -> tuple[bool, Any, Any]:
+def _bounds(drawn: Any, share: float, ends: Any) -> tuple[bool, Any, Any]:
     """Return if no score is NaN, and bounds that nearly always hold the least of the best ``share``."""
-    low_rank, high_rank = _bracket(len(sample), share)
-    known_low, low = kth_largest(sample, low_rank) if low_rank <= len(sample) else (True, ends[0])
-    known_high, high = kth_largest(sample, high_rank) if high_rank >= 1 else (True, ends[1])
+    low_rank, high_rank = _bracket(len(drawn), share)
+    known_low, low = kth_largest(drawn, low_rank) if low_rank <= len(drawn) else (True, ends[0])
+    known_high, high = kth_largest(drawn, high_rank) if high_rank >= 1 else (True, ends[1])
     return known_low and known_high, low, high
 
 
@@ -273,18 +187,19 @@ def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
     It is not with a NaN, nor in a range for which no bins can be made. The bin in which the value lies is
     divided again, until that holds few. Bins are of float64, whose rounding keeps the order of all values.
     """
-    within = values.copy()
+    within = values
     counts = np.empty(_BINS + 2, np.int64)
+    for value in within:
+        if value != value:
+            return False, value
     while True:
         least = most = within[0]
         for value in within:
-            if value != value:
-                return False, value
             least, most = min(least, value), max(most, value)
         if least == most:
             return True, least
         if len(within) <= _FEW:
-            return True, _kth_of_few(within, k)
+            return True, _kth_of_few(within.copy(), k)
         first, width = np.float64(least), np.float64(most) - np.float64(least)
         scale = _BINS / width if width > 0 else np.inf
         if not 0 < scale < np.inf:
@@ -296,12 +211,11 @@ def kth_largest(values: Any, k: int) -> tuple[bool, Any]:
         while counts[bin_] < k:
             k -= counts[bin_]
             bin_ -= 1
-        num = 0
+        num, rest = 0, np.empty(counts[bin_] + 1, within.dtype)
         for value in within:
-            if int((np.float64(value) - first) * scale) == bin_:
-                within[num] = value
-                num += 1
-        within = within[:num]
+            rest[num] = value
+            num += int((np.float64(value) - first) * scale) == bin_
+        within = rest[:num]
 
 
 @_compiled
@@ -330,28 +244,53 @@ def _settle(where: Any, scores: Any, rest: int, chosen: Any) -> bool:
     for place in range(len(scores)):
         tied = scores[place] == threshold
         ties -= tied
-        if scores[place] > threshold or (tied and ties >= 0):
-            chosen[where[place]] = 1
+        chosen[where[place]] = scores[place] > threshold or (tied and ties >= 0)
     return True
 
 
 @_compiled
-def _flag(scores: Any, flags: Any, fill: Any, low: Any, high: Any, chosen: Any, near: Any) -> None:
-    for place in range(len(scores)):
-        score, open_ = scores[place], flags[place] ^ fill
-        above = score > high
-        chosen[place] = (open_ & np.uint8(above)) | (flags[place] & fill)
-        # A NaN is below nothing, and so is found.
-        near[place] = open_ & np.uint8(not above) & np.uint8(not (score < low))
+def _magnitude(score: Any, magnitudes: bool) -> Any:
+    return abs(score) if magnitudes else score
 
 
-@_compiled
-def _flag_magnitudes(values: Any, flags: Any, fill: Any, low: Any, high: Any, chosen: Any, near: Any) -> None:
-    for place in range(len(values)):
-        score, open_ = abs(values[place]), flags[place] ^ fill
-        above = score > high
-        chosen[place] = (open_ & np.uint8(above)) | (flags[place] & fill)
-        near[place] = open_ & np.uint8(not above) & np.uint8(not (score < low))
+def _score(source: Any, place: int) -> Any:
+    """Return one score of a source: an array's value, or a key's random bits."""
+
+
+def _scores(source: Any, first: int, buffer: Any) -> tuple[Any, int]:
+    """Return an array with the scores at ``first`` and after, and their place in it."""
+    raise NotImplementedError  # compiled code has one of the functions below, by its type
+
+
+def _buffer(source: Any) -> Any:
+    """Return room for the scores that are made."""
+
+
+@overload(_score, strict=False)
+def _typed_score(source: Any, place: Any) -> Any:
+    if isinstance(source, numba.types.Array):
+        return lambda source, place: source[place]
+    return lambda source, place: np.int64(_mix(_U(place) * _GOLDEN + source))
+
+
+@overload(_scores, strict=False)
+def _typed_scores(source: Any, first: Any, buffer: Any) -> Any:
+    if isinstance(source, numba.types.Array):
+        return lambda source, first, buffer: (source, first)
+
+    def made(source: Any, first: int, buffer: Any) -> tuple[Any, int]:
+        for lane in range(LANES):
+            buffer[lane] = np.int64(_mix(_U(first + lane) * _GOLDEN + source))
+        return buffer, 0
+
+    return made
+
+
+@overload(_buffer, strict=False)
+def _typed_buffer(source: Any) -> Any:
+    if isinstance(source, numba.types.Array):
+        return lambda source: source
+    return lambda source: np.empty(LANES, np.int64)
 
 
 @_compiled
@@ -378,39 +317,24 @@ def _keep(flags: Any, bits: Any) -> None:
 
 
 @_compiled
-def unpack(words: Any, eights: Any) -> None:
-    """Undo :func:`pack`: give each bit a byte, as words of eight."""
+def unpack(words: Any, flags: Any) -> None:
+    """Undo :func:`pack`: give each bit a byte."""
     for word in range(len(words)):
-        for byte in range(8):
-            copies = ((words[word] >> _U(8 * byte)) & _U(0xFF)) * _COPIES
-            eights[8 * word + byte] = (((copies & _DIAGONAL) + _CARRY) >> _U(7)) & _COPIES
+        put_flags(words[word], flags, LANES * word)
 
 
 @_compiled
-def pack(eights: Any, before: Any, words: Any, first_word: Any) -> tuple[Any, Any, Any, Any]:
-    """Pack flags, given as words of eight, to a bit each; count those set, those before, those changed."""
+def pack(flags: Any, before: Any, words: Any, first_word: Any) -> tuple[Any, Any, Any, Any]:
+    """Pack flags to a bit each; count those set, those set before, those changed."""
     num, num_before, num_changed, digest = _U(0), _U(0), _U(0), _U(0)
     for word in range(len(words)):
-        packed, old = _U(0), _U(0)
-        for byte in range(8):
-            shift = _U(8 * byte)
-            packed |= ((eights[8 * word + byte] * _GATHER) >> _U(56)) << shift
-            old |= ((before[8 * word + byte] * _GATHER) >> _U(56)) << shift
+        packed, old = flags_at(flags, LANES * word), flags_at(before, LANES * word)
         words[word] = packed
-        num += _ones(packed)
-        num_before += _ones(old)
-        num_changed += _ones(packed ^ old)
+        num += num_set(packed)
+        num_before += num_set(old)
+        num_changed += num_set(packed ^ old)
         digest += _mix(packed ^ _mix(_U(word) + first_word))
     return num, num_before, num_changed, digest
-
-
-@_compiled
-def _ones(word: Any) -> Any:
-    """Return how many bits of a word are set; compilers know this form."""
-    word = word - ((word >> _U(1)) & _U(0x5555555555555555))
-    word = (word & _U(0x3333333333333333)) + ((word >> _U(2)) & _U(0x3333333333333333))
-    word = (word + (word >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
-    return (word * _U(0x0101010101010101)) >> _U(56)
 
 
 @_compiled
