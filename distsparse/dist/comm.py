@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -79,15 +80,17 @@ def current() -> Comm:
     return LocalComm()
 
 
-def begin_sum(tensor: Tensor) -> Future[Tensor]:
+def begin_sum(tensor: Tensor, finish: Callable[[Tensor], Tensor]) -> Future[Tensor]:
     """Begin to sum a flat tensor over the default group's ranks, in place; all ranks get the same bits.
+
+    The future is of what ``finish`` makes of the sum, on another thread.
 
     Two processes on CPUs send each other all they have, as many bytes as in a ring: one exchange instead of
     the rounds of gloo's ring, for each of which threads wait to be woken. The order of two terms is no matter.
     """
     if tensor.device.type != "cpu" or torch_dist.get_world_size() != 2:
         reduced: Future[list[Tensor]] = torch_dist.all_reduce(tensor, async_op=True).get_future()
-        return reduced.then(lambda future: future.value()[0])
+        return reduced.then(lambda future: finish(future.value()[0]))
     other = torch.empty_like(tensor)
     to_each = [0, len(tensor)] if torch_dist.get_rank() == 0 else [len(tensor), 0]
     exchange = torch_dist.all_to_all_single(other, tensor, to_each, to_each, async_op=True)
@@ -95,7 +98,7 @@ def begin_sum(tensor: Tensor) -> Future[Tensor]:
 
     def add(future: Future[list[Tensor]]) -> Tensor:
         future.value()  # raises what ended the exchange; a callback is called all the same
-        return tensor.add_(other)
+        return finish(tensor.add_(other))
 
     return received.then(add)
 

@@ -22,6 +22,7 @@ from distsparse.ops.flags import places
 
 Compression = Literal["none", "bf16", "fp16"]
 
+_MOST_INT32 = torch.iinfo(torch.int32).max
 _WIRE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,8 +75,7 @@ class GradientHook:
         self.sent_bytes += share * payload.numel() * payload.element_size()
         self.dense_bytes += share * buffer.numel() * buffer.element_size()
 
-        def finish(future: Future[Tensor]) -> Tensor:
-            reduced = future.value()
+        def finish(reduced: Tensor) -> Tensor:
             if index is None:
                 return buffer if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
             _spread(reduced.to(buffer.dtype), index, buffer)
@@ -84,8 +84,7 @@ class GradientHook:
                 self._active.inactive_zeroed(parameter, gradient)
             return buffer
 
-        finished: Future[Tensor] = begin_sum(payload).then(finish)
-        return finished
+        return begin_sum(payload, finish)
 
     def _index(self, bucket: GradBucket) -> Tensor | None:
         """Return the positions of the entries that travel, or None if all do."""
@@ -115,11 +114,11 @@ def _spread(values: Tensor, index: Tensor, into: Tensor) -> None:
     if kernels.usable(into) and kernels.ordered(into):
         kernels.spread(values, index, into)
     else:
-        into.zero_().index_copy_(0, index, values)
+        into.zero_().index_copy_(0, index.long(), values)
 
 
 def _positions(parameters: list[Tensor], active: ActiveEntries) -> Tensor | None:
-    """Return int64 positions in the parameters' concatenation, or None for all of them."""
+    """Return positions in the parameters' concatenation, or None for all of them; int32 where these do."""
     masks = [active.active_entries(parameter) for parameter in parameters]
     if all(mask is None for mask in masks):
         return None
@@ -132,7 +131,8 @@ def _positions(parameters: list[Tensor], active: ActiveEntries) -> Tensor | None
         )
         parts.append(own + start)
         start += parameter.numel()
-    return torch.cat(parts)
+    positions = torch.cat(parts)
+    return positions.int() if start <= _MOST_INT32 else positions
 
 
 def reduce_active(

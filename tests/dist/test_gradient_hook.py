@@ -226,11 +226,11 @@ def _left_alone(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "init"), 2)
     limit = timedelta(seconds=3)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
-    both = begin_sum(torch.full((5,), rank + 1.0)).wait()
-    assert both.tolist() == [3.0] * 5
+    both = begin_sum(torch.full((5,), rank + 1.0), Tensor.neg).wait()
+    assert both.tolist() == [-3.0] * 5
     if rank == 0:
         with pytest.raises(RuntimeError):
-            begin_sum(torch.ones(5)).wait()
+            begin_sum(torch.ones(5), Tensor.neg).wait()
         (folder / "raised").touch()
     os._exit(0)  # gloo may abort a process that takes such a group apart
 

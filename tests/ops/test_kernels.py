@@ -220,11 +220,14 @@ def test_the_same_comparison(shape: tuple[int, int], monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_values_are_spread_and_all_else_is_zero(size: int, density: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("whole", [torch.int32, torch.int64])
+def test_values_are_spread_and_all_else_is_zero(
+    size: int, density: float, dtype: torch.dtype, whole: torch.dtype
+) -> None:
     index = (counter_rng.uniform(size, torch.arange(size)) < density).nonzero().squeeze(1)
     values = torch.randn(len(index), generator=torch.Generator().manual_seed(0)).to(dtype)
     into = torch.full((size,), torch.nan, dtype=dtype)
-    kernels.spread(values, index, into)
+    kernels.spread(values, index.to(whole), into)
     assert torch.equal(into, torch.zeros(size, dtype=dtype).index_copy_(0, index, values))
 
 

@@ -127,7 +127,7 @@ def zero_inactive(mask: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def spread(values: Tensor, index: Tensor, into: Tensor) -> None:
-    """Write flat values at ascending int64 indices of a flat tensor, and zeros everywhere else.
+    """Write flat values at ascending int32 or int64 indices of a flat tensor, and zeros everywhere else.
 
     Of one dtype that is :func:`ordered`.
     """
