@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +12,20 @@ from torch.optim import Optimizer
 
 from distsparse.core.channels import companions
 from distsparse.core.criteria import INITIAL_SIGNALS
-from distsparse.core.decision import Decision, decided
+from distsparse.core.decision import Decision
 from distsparse.core.events import Rewired, Statistics
 from distsparse.core.gradients import GradientMemory
 from distsparse.core.growth import grown_values
 from distsparse.core.initial import Batch, LossFn, initial_signals
 from distsparse.core.method import Method
-from distsparse.core.moves import Context, Move, by_layer
+from distsparse.core.moves import Move
 from distsparse.core.sharding import check_sharded, whole_of
-from distsparse.core.signals import Signals
 from distsparse.core.topology import Topology
+from distsparse.core.update import Layers, LayerSignals, agree
 from distsparse.core.weights import SparseWeight, find_weights, unwrap
 from distsparse.core.zeros import InactiveZeros
-from distsparse.dist import Comm, any_rank, current, layout, verify
-from distsparse.ops import counter_rng, kernels
-from distsparse.ops.structure import Structure
-from distsparse.ops.threads import of_each
-
-T = TypeVar("T")
-LayerSignals = dict[str, dict[str, Tensor]]
+from distsparse.dist import Comm, any_rank, current, layout
+from distsparse.ops import counter_rng
 
 
 class Sparsifier:
@@ -126,7 +121,8 @@ class Sparsifier:
         self._pending = False
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
-        self._shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self._layers = Layers(self._weights, method, self._whole, seed)
+        self._shapes = self._layers.shapes
         channels = companions(model, weights) if method.structure.tile == (1, -1) else {}
         self._zeros = InactiveZeros(self._weights, optimizer, channels, self._whole)
         self._nnz: dict[str, int] = {}
@@ -378,48 +374,16 @@ class Sparsifier:
         ``before`` is what the returned changes are relative to, the present masks unless given.
         """
         with torch.no_grad():
-            decisions = self._decide(moves, signals, step, sparsity, before or self._topology.masks)
-            device = decisions[0].digest.device  # a model may lie on several
-            stacked = torch.stack([decision.digest.to(device) for decision in decisions])
-            verify(self._comm, [decision.change.name for decision in decisions], stacked, step=step)
-            for decision in decisions:
-                decision.check()
+            progress = self.method.progress(step, self._total_steps)
+            decisions = self._layers.decide(
+                moves, self._topology, signals, before, step=step, progress=progress, sparsity=sparsity
+            )
+            agree(self._comm, decisions, step=step)
             self._apply(decisions, step)
             self._zeros.zero_gradients()
             self._version += 1
         changes = tuple(decision.change for decision in decisions)
         return Rewired(step, changes, bool(step) and self.method.skip_optimizer_step)
-
-    def _decide(
-        self,
-        moves: Sequence[Move],
-        signals: LayerSignals,
-        step: int,
-        sparsity: float,
-        before: Mapping[str, Tensor],
-    ) -> list[Decision]:
-        """Run moves; nothing is changed yet."""
-        method, now, whole = self.method, self._topology, self._whole
-        first_rows = {name: weight.first_row for name, weight in self._weights.items()}
-        rows = {name: weight.rows for name, weight in self._weights.items()}
-
-        def signals_of(name: str, purpose: str) -> Signals:
-            key = counter_rng.key(self._seed, step, name, purpose)
-            first = first_rows[name] * method.structure.grid((rows[name].shape[0], rows[name].shape[1]))[1]
-            return Signals(rows[name], key, first_unit=first, whole=whole, **signals.get(name, {}))
-
-        progress = method.progress(step, self._total_steps)
-        context = Context(
-            now, now, self._shapes, signals_of, progress, sparsity, method.structure, whole, first_rows
-        )
-
-        topology_of = by_layer(moves, context)
-
-        def decide(name: str) -> Decision:
-            shape, first = self._shapes[name], first_rows[name]
-            return decided(topology_of(name), before, method.structure, whole, shape=shape, first_row=first)
-
-        return self._of_each_layer(decide)
 
     def _apply(self, decisions: Sequence[Decision], step: int) -> None:
         """Put each layer on its new mask. An old one is let go before the next layer's is made."""
@@ -448,22 +412,7 @@ class Sparsifier:
             if before is not None:
                 self._start_grown(name, mask & ~before, step)
 
-        self._of_each_layer(apply)
-
-    def _of_each_layer(self, work: Callable[[str], T]) -> list[T]:
-        """Return what a function makes of each layer; on several threads where compiled passes do the work.
-
-        Torch's own operations take several threads themselves.
-        """
-        names = list(self._weights)
-        held = [layout.local(weight.parameter.detach()) for weight in self._weights.values()]
-        compiled = self.method.structure == Structure() and not self._whole.is_sharded
-        compiled &= kernels.installed() and all(
-            each.device.type == "cpu" and kernels.ordered(each) for each in held
-        )
-        if not compiled:
-            return [work(name) for name in names]
-        return of_each([each.numel() for each in held], lambda place: work(names[place]))
+        self._layers.each(apply)
 
     def _start_grown(self, name: str, grown: Tensor, step: int) -> None:
         """Give newly grown weights, which are zero, their first values; what comes back keeps its own."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distsparse.core import Method, Sparsifier
+from distsparse.core.update import Layers
 from distsparse.methods import gmp, rigl, set_, snfs
 from distsparse.ops import kernels
 from distsparse.ops import threads as pool
@@ -94,12 +95,12 @@ def test_an_update_is_the_same_on_several_threads(
 ) -> None:
     monkeypatch.setattr(kernels, "LEAST", 0)
     names: set[str] = set()
-    original = Sparsifier._of_each_layer
+    original = Layers.each
 
     def noted(self, work):
         return original(self, lambda name: (names.add(threading.current_thread().name), work(name))[1])
 
-    monkeypatch.setattr(Sparsifier, "_of_each_layer", noted)
+    monkeypatch.setattr(Layers, "each", noted)
 
     def batch(step: int) -> torch.Tensor:
         return torch.randn(8, 64, generator=torch.Generator().manual_seed(step)).to(dtype)
