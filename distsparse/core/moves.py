@@ -54,7 +54,7 @@ class Context:
 
     def num_active(self, name: str) -> int:
         """Return how many units of a layer are active, on all ranks."""
-        known = self.topology.num_active.get(name)
+        known = self.topology.num_active(name)
         return self.whole.count(self.units(name)) if known is None else known
 
     def allowed(self, name: str) -> Tensor:

@@ -331,7 +331,7 @@ class Sparsifier:
 
         device_masks, allowed = own(masks), own(state["allowed"])
         targets = {name: int(state["targets"][name]) for name in shapes}
-        topology = Topology(device_masks, targets, allowed, dict(state["requested"]), targets)
+        topology = Topology(device_masks, targets, allowed, dict(state["requested"]))
         for name, mask in device_masks.items():
             units = self._whole.count(self.method.structure.units(mask))
             if units != topology.targets[name]:
@@ -344,7 +344,7 @@ class Sparsifier:
         self._pending = bool(state["pending"])
         self.statistics = Statistics(**state["statistics"])
         self._gradients.load_state_dict(state["gradients"])
-        self._set_topology(topology)
+        self._set_topology(topology.with_masks(device_masks, num_active=targets))
         self._zeros.zero_all()
 
     def _all_active(self) -> Topology:
@@ -390,9 +390,9 @@ class Sparsifier:
         old = self._topology  # its owner may still look at it
         masks, targets = dict(old.masks), dict(old.targets)
         allowed, requested = dict(old.allowed), dict(old.requested)
-        num_active = {decision.change.name: decision.num_units for decision in decisions}
+        counted: dict[str, tuple[Tensor, int]] = {}
         del old
-        self._topology = Topology(masks, targets, allowed, requested, num_active)
+        self._topology = Topology(masks, targets, allowed, requested, counted)
         by_name = {decision.change.name: decision for decision in decisions}
 
         def apply(name: str) -> None:
@@ -403,6 +403,7 @@ class Sparsifier:
             if change.num_grown and not self.method.skip_optimizer_step:
                 self._zeros.zero_gradient(name)
             mask = masks[name] = decision.mask(cols=masks[name].shape[1])
+            counted[name] = mask, decision.num_units
             targets.update(own.targets)
             allowed.update(own.allowed)
             requested.update(own.requested)

@@ -27,8 +27,8 @@ class Topology:
     """bool (rows, 1): rows that may be active, of layers that have ablated rows; all rows elsewhere."""
     requested: Mapping[str, int] = field(default_factory=dict)
     """active units that the last allocation gave to a layer, before its groups rounded them."""
-    num_active: Mapping[str, int] = field(default_factory=dict)
-    """active units of layers of which they are counted already; of a sharded layer those of all ranks."""
+    counted: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    """masks and their active units, where these are known; of a sharded layer those of all ranks."""
 
     def nnz(self, name: str) -> int:
         """Return the number of active weights of a layer."""
@@ -60,14 +60,20 @@ class Topology:
             only(self.targets),
             only(self.allowed),
             only(self.requested),
-            only(self.num_active),
+            only(self.counted),
         )
 
     def with_masks(
         self, masks: Mapping[str, Tensor], *, num_active: Mapping[str, int] | None = None
     ) -> Topology:
         """Return the same targets with other masks, and their active units where these are known."""
-        return Topology(masks, self.targets, self.allowed, self.requested, num_active or {})
+        counted = {name: (masks[name], num) for name, num in (num_active or {}).items()}
+        return Topology(masks, self.targets, self.allowed, self.requested, counted)
+
+    def num_active(self, name: str) -> int | None:
+        """Return a layer's active units where they are known."""
+        mask, num = self.counted.get(name, (None, 0))
+        return num if mask is self.masks[name] else None
 
     def with_targets(self, targets: Mapping[str, int]) -> Topology:
         """Return the same masks with other targets."""

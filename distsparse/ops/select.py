@@ -102,7 +102,7 @@ def _best_of(scores: Scores, flags: Tensor, num_flagged: int | None, k: int, *, 
         best = None
         if isinstance(scores, RandomBits):
             best = kernels.best_random(scores.key, flags, num_flagged, k, fill=fill)
-        elif isinstance(scores, Magnitudes) and kernels.ordered(scores.values):
+        elif isinstance(scores, Magnitudes) and kernels.comparable(scores.values):
             best = kernels.best_magnitudes(scores.values, flags, num_flagged, k, fill=fill)
         if best is not None:
             return best
@@ -179,7 +179,7 @@ def _of_each(
 def _compiled(scores: Scores) -> bool:
     """Tell whether there are compiled passes that read, or make, such scores as they go."""
     return isinstance(scores, RandomBits) or (
-        isinstance(scores, Magnitudes) and kernels.ordered(scores.values)
+        isinstance(scores, Magnitudes) and kernels.comparable(scores.values)
     )
 
 
@@ -193,7 +193,7 @@ def _ranges(open_: Tensor) -> Iterator[slice]:
 def _num_above(scores: Scores, flags: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
     """Return how many flagged scores are above ``high``, and those neither above it nor below ``low``."""
     low, high = low.to(flags.device), high.to(flags.device)
-    if isinstance(scores, Magnitudes) and kernels.usable(flags) and kernels.ordered(scores.values):
+    if isinstance(scores, Magnitudes) and kernels.usable(flags) and kernels.comparable(scores.values):
         return kernels.num_above(scores.values, flags, low, high)
     _, num, _, between = _split(scores, flags, low, high)
     return num, between
@@ -210,12 +210,12 @@ def _split(
     if kernels.usable(flags):
         if isinstance(scores, RandomBits):
             return kernels.split_random(scores.key, flags, low, high, fill=fill)
-        if isinstance(scores, Magnitudes) and kernels.ordered(scores.values):
+        if isinstance(scores, Magnitudes) and kernels.comparable(scores.values):
             return kernels.split(scores.values, flags, low, high, magnitudes=True, fill=fill)
     chosen, where, between = torch.empty_like(flags), [], []
     for part in _ranges(flags):
         values, given = scores(part), flags[part]
-        if kernels.usable(given, values) and kernels.ordered(values):
+        if kernels.usable(given, values) and kernels.comparable(values):
             chosen[part], _, within, ranked = kernels.split(
                 values, given, low, high, magnitudes=False, fill=fill
             )
@@ -259,7 +259,7 @@ def _sampled(scores: Scores, flags: Tensor, num: int, *, fill: bool = False) -> 
     if kernels.usable(flags):
         if isinstance(scores, RandomBits):
             return kernels.sample_random(scores.key, flags, num, step, fill=fill)
-        if isinstance(scores, Magnitudes) and kernels.ordered(scores.values):
+        if isinstance(scores, Magnitudes) and kernels.comparable(scores.values):
             return kernels.sample_magnitudes(scores.values, flags, num, step, fill=fill)
     index = torch.arange(num, device=flags.device).mul_(step).remainder_(size)
     return scores(index[places(_candidates(flags.index_select(0, index), fill))])

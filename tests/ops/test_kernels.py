@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,29 @@ def test_the_same_are_filled(size: int, source: str, monkeypatch: pytest.MonkeyP
             plain, compiled = both(monkeypatch, lambda a=active, k=k: filled_mask(scores, k, a))
             assert torch.equal(plain, compiled), (density, share)
             assert torch.equal(compiled, active | top_k_mask(scores, k, ~active)), (density, share)
+
+
+@pytest.mark.parametrize("size", [4097, 70_001])
+def test_scores_that_lie_apart_are_selected_like_others(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LEAST", 0)
+    apart = torch.randn(2 * size, generator=torch.Generator().manual_seed(size))[::2]
+    one = torch.ones(1).expand(size)
+    flags = counter_rng.uniform(size, torch.arange(size)) < 0.5
+    for values in (apart, one):
+        lying, together = Magnitudes(values), Magnitudes(values.contiguous())
+        assert torch.equal(top_k_mask(lying, size // 5, flags), top_k_mask(together, size // 5, flags))
+        assert torch.equal(filled_mask(lying, size // 5, flags), filled_mask(together, size // 5, flags))
+        parts = [lambda scores=scores: (scores, flags) for scores in (lying, together)]
+        assert top_k_counts(parts, size // 5) == top_k_counts([parts[1]] * 2, size // 5)
+
+
+def test_the_loops_change_with_what_they_are_compiled_of() -> None:
+    """The compiler's files on disk are told to be old by loops.py alone: enter the new number there."""
+    from distsparse.ops import sampling
+    from distsparse.ops.kernels import lanes, loops
+
+    sources = [Path(module.__file__).read_bytes() for module in (lanes, sampling)]
+    assert zlib.crc32(b"".join(sources)) == loops.TAKEN_IN
 
 
 def test_a_quick_look_decides_ordinary_scores() -> None:

@@ -47,13 +47,18 @@ def ordered(values: Tensor) -> bool:
     return values.dtype in _ENDS
 
 
+def comparable(values: Tensor) -> bool:
+    """Return whether values are :func:`ordered`, and lie one behind the other."""
+    return ordered(values) and values.is_contiguous()
+
+
 def split(
     values: Tensor, flags: Tensor, low: Tensor, high: Tensor, *, magnitudes: bool, fill: bool
 ) -> tuple[Tensor, int, Tensor, Tensor]:
     """Divide candidates by two bounds on their scores, which are flat values or their magnitudes.
 
     Args:
-        values: flat, of a dtype that is :func:`ordered`.
+        values: flat and :func:`comparable`.
         flags: bool, flat; the candidates, or with ``fill`` all others.
         low: 0-dim.
         high: 0-dim.
@@ -184,7 +189,7 @@ def _best(
         return None
     chosen, room = torch.empty_like(flags), _room(len(flags))
     ends = _ENDS[dtype]
-    where, scores = np.empty(room, np.int64), np.empty(room, type(ends[0]))
+    where, scores = np.empty(room, np.int64), torch.empty(room, dtype=dtype).numpy()
     given, into = _bytes(flags), _bytes(chosen)
     decided = _loops().best(source, magnitudes, given, fill, k, num_flagged, ends, into, where, scores)
     return chosen if decided else None

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from llvmlite import ir
 from numba import extending
-from numba.core import types
+from numba.core import errors, types
 
 LANES = 64
 
@@ -102,7 +102,13 @@ def first_set(typing: Any, word: Any) -> Any:
 def _place(
     context: Any, builder: Any, signature: Any, given: Any, array: int, first: int, vector: Any
 ) -> Any:
-    """Return the address of ``LANES`` entries of an array argument, from an index argument on."""
+    """Return the address of ``LANES`` entries of an array argument, from an index argument on.
+
+    Raises:
+        LoweringError: entries do not lie one behind the other.
+    """
+    if signature.args[array].layout != "C":
+        raise errors.LoweringError(f"{signature.args[array]}: must be contiguous")
     data = context.make_array(signature.args[array])(context, builder, given[array]).data
     return builder.bitcast(builder.gep(data, [given[first]]), vector.as_pointer())
 

@@ -20,6 +20,8 @@ from distsparse.ops.threads import BLOCK as _BLOCK
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+TAKEN_IN = 432571780
+"""checksum of lanes.py and sampling.py, which a test compares: a change there is one here"""
 _BINS = 1024
 """of a selection's histogram"""
 _FEW = 48
