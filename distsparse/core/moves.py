@@ -112,9 +112,10 @@ class Context:
 
     def held(self, name: str) -> Tensor:
         """Return int64 (groups,): how many active units each group of a layer has; a layer is one group."""
-        if self.structure.group == "layer":
-            return torch.tensor([self.num_active(name)], device=self.topology.masks[name].device)
-        return self.structure.counts(self.units(name))
+        known, units = self.topology.num_active(name), self.units(name)
+        if self.structure.group != "layer" or known is None:
+            return self.counts(units)
+        return torch.tensor([known], device=units.device)
 
     def counts(self, units: Tensor) -> Tensor:
         """Return int64 (groups,): how many units of each group are set; a layer is one group."""
@@ -357,7 +358,7 @@ def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
     for name, number in wanted.items():
         units = context.units(name)
         counts = context.group_counts(number, context.allowed(name))
-        held = torch.minimum(counts, context.counts(units))
+        held = torch.minimum(counts, context.held(name))
         cut[name] = context.best(magnitude, name, "redistribute", held, units)
         targets[name] = context.whole.total(counts)
     return replace(context.with_units(cut), targets=targets, requested=dict(wanted))
@@ -431,7 +432,7 @@ def shuffle() -> Move:
 
     def apply(context: Context) -> Topology:
         def shuffled(name: str) -> Tensor:
-            counts = context.counts(context.units(name))
+            counts = context.held(name)
             return context.best(random, name, "shuffle", counts, context.allowed(name))
 
         return context.with_units({name: shuffled(name) for name in context.topology.masks})

@@ -1,7 +1,7 @@
 """The compiled passes themselves, on flat numpy arrays. Flags are bytes of 0 or 1.
 
-A block at a time, so that what one loop leaves for the next is in the nearest cache; loops without a branch,
-so that the compiler makes vector instructions of them.
+A selection goes over 64 entries at once, see :mod:`~distsparse.ops.kernels.lanes`; what zeroes, over a block
+at a time, so that what one loop leaves for the next is in the nearest cache.
 """
 
 from __future__ import annotations
