@@ -21,6 +21,7 @@ from torch import distributed, nn
 
 from distsparse import Sparsifier
 from distsparse.core import Method
+from distsparse.dist import leave
 from distsparse.methods import gmp, rigl, set_
 from distsparse.train.parallel import shard
 
@@ -71,15 +72,20 @@ def rank_main(rank: int, num_ranks: int, name: str, width: int, layers: int, fol
     """Measure in one process of a gloo group."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=num_ranks)
+    (Path(folder) / str(rank)).write_text(str(own_peak_bytes(name, width, layers)))
+    distributed.barrier()
+    leave()
+
+
+def own_peak_bytes(name: str, width: int, layers: int) -> int:
+    """Return how far the resident memory of this process rises above what it is before."""
     train(sharded(width, 2), METHODS.get(name))  # what is imported and compiled at first use is no method's
     before = resident_bytes("VmRSS")
     model = sharded(width, layers)
     ctypes.CDLL(None).malloc_trim(0)  # the whole model, which every process builds before it is sharded
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     train(model, METHODS.get(name))
-    (Path(folder) / str(rank)).write_text(str(resident_bytes("VmHWM") - before))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return resident_bytes("VmHWM") - before
 
 
 def sharded(width: int, layers: int) -> nn.Module:

@@ -154,6 +154,20 @@ def as_row(found: dict[str, Any], num_ranks: int, mbit: int) -> str:
 def work(values: dict[str, Any]) -> None:
     """Measure as one rank; rank 0 prints a JSON line for each method and sparsity."""
     import torch
+    from torch import distributed
+
+    from distsparse.dist import leave
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=values["rank"], world_size=values["num_ranks"])
+    compare(values["rank"], values["rounds"])
+    distributed.barrier()
+    leave()
+
+
+def compare(rank: int, num_rounds: int) -> None:
+    """Train each sparse model beside the dense one, on all ranks."""
+    import torch
     from torch import distributed, nn
     from torch.nn.parallel import DistributedDataParallel
 
@@ -161,9 +175,6 @@ def work(values: dict[str, Any]) -> None:
     from distsparse.dist import reduce_active
     from distsparse.methods import rigl, set_
 
-    rank, num_ranks = values["rank"], values["num_ranks"]
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=num_ranks)
     inputs = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(rank))
 
     class Side:
@@ -207,7 +218,7 @@ def work(values: dict[str, Any]) -> None:
             assert sparse.sparsifier is not None
             sparse.timed(DELTA_T // 2)  # so that each window of delta_T steps has its update in the middle
             ours, theirs = [], []
-            for _ in range(values["rounds"]):
+            for _ in range(num_rounds):
                 ours.append(sparse.timed(DELTA_T))
                 theirs.append(dense.timed(10))
             topology = sparse.sparsifier.topology
@@ -225,8 +236,6 @@ def work(values: dict[str, Any]) -> None:
                     "dense_bytes": statistics.median(sent for _, sent in theirs),
                 }
                 print(json.dumps(result), flush=True)
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def sent_bytes() -> int:

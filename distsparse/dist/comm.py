@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,7 +13,11 @@ from torch import Tensor
 from torch import distributed as torch_dist
 from torch.futures import Future
 
+if torch_dist.is_available():
+    # DDP imports it, too; if a group is there by then, default arguments of its functions hold it for good.
+    import torch.distributed.nn.functional
 
+_MOMENT_S = 0.1
 _MOST_EXCHANGED = 1 << 18
 """bytes; on a link of 1 Gbit/s they take two milliseconds, a wait for threads about one"""
 
@@ -82,6 +89,21 @@ def current() -> Comm:
     if torch_dist.is_available() and torch_dist.is_initialized():
         return ProcessGroupComm()
     return LocalComm()
+
+
+def leave() -> None:
+    """Destroy the default process group, and end its threads.
+
+    A thread of gloo's lets go of a tensor after the caller has gone on; if the interpreter has ended by then,
+    the whole process is aborted. ``destroy_process_group`` alone leaves the threads to whoever still holds the
+    group, as a DDP model does until it is collected. So no variable may hold such a model any more. Waits for
+    collectives that are under way: not for a rank that failed among them.
+    """
+    gc.collect()
+    torch_dist.destroy_process_group()
+    if "torch.distributed.tensor" in sys.modules:
+        # DTensor's caches keep the group of a sharded model, whose threads stay; they let go meanwhile.
+        time.sleep(_MOMENT_S)
 
 
 def begin_sum(tensor: Tensor, finish: Callable[[Tensor], Tensor]) -> Future[Tensor]:

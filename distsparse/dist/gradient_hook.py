@@ -8,6 +8,7 @@ gradient is dense; the entries of inactive weights would be reduced only to be t
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ class GradientHook:
         """that this process has sent, counted as a ring's: 2 (W - 1) / W of each reduced tensor"""
         self.dense_bytes = 0.0
         """that a plain all-reduce of the same gradients would have sent"""
-        self._active = active
+        # Weakly: DDP holds its hook where no garbage collector looks, and the topology's owner holds DDP.
+        self._active = None if active is None else ref(active)
         self._wire = _WIRE[compression]
         self._indices: dict[tuple[int, ...], Tensor | None] = {}
         self._version = -1
@@ -65,7 +67,8 @@ class GradientHook:
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """Begin to reduce a bucket; all ranks reduce the same buckets in the same order."""
         buffer = bucket.buffer()
-        index = self._index(bucket)
+        active = self._topology()
+        index = None if active is None else self._index(bucket, active)
         payload = buffer if index is None else buffer.index_select(0, index)
         if self._wire is not None:
             payload = payload.to(self._wire)
@@ -79,25 +82,33 @@ class GradientHook:
             if index is None:
                 return buffer if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
             _spread(reduced.to(buffer.dtype), index, buffer)
-            assert self._active is not None
+            assert active is not None
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                self._active.inactive_zeroed(parameter, gradient)
+                active.inactive_zeroed(parameter, gradient)
             return buffer
 
         return begin_sum(payload, finish)
 
-    def _index(self, bucket: GradBucket) -> Tensor | None:
-        """Return the positions of the entries that travel, or None if all do."""
-        if self._active is None or self._active.wants_dense_gradient:
+    def _topology(self) -> ActiveEntries | None:
+        if self._active is None:
             return None
-        if self._version != self._active.version:
-            self._version = self._active.version
+        active = self._active()
+        if active is None:
+            raise RuntimeError("the sparsifier given to reduce_active is gone; keep it as long as the model")
+        return active
+
+    def _index(self, bucket: GradBucket, active: ActiveEntries) -> Tensor | None:
+        """Return the positions of the entries that travel, or None if all do."""
+        if active.wants_dense_gradient:
+            return None
+        if self._version != active.version:
+            self._version = active.version
             self._indices.clear()
         parameters = bucket.parameters()
         # DDP regroups its buckets after the first step, so their number does not identify them.
         key = tuple(id(parameter) for parameter in parameters)
         if key not in self._indices:
-            self._indices[key] = _positions(parameters, self._active)
+            self._indices[key] = _positions(parameters, active)
         return self._indices[key]
 
     def state_dict(self) -> dict[str, float]:
@@ -144,7 +155,8 @@ def reduce_active(
 
     Args:
         model: wrapped by DistributedDataParallel, with no hook yet.
-        active: a :class:`~distsparse.core.Sparsifier` of the model; None lets all entries travel, counted.
+        active: a :class:`~distsparse.core.Sparsifier` of the model, for the caller to keep as long as the
+            model trains; None lets all entries travel, counted.
         compression: number format on the wire; ``none`` sends the gradients' own.
 
     Raises:

@@ -19,6 +19,7 @@ from torch import distributed
 
 from distsparse import export
 from distsparse.config import Launch, RunConfig, parse
+from distsparse.dist import leave
 from distsparse.launch.failures import may_pass
 from distsparse.launch.rank_zero import logging_on_rank_zero
 from distsparse.launch.record import checkpoints_of, last_history, record_completed, record_failed
@@ -159,19 +160,19 @@ class _Worker:
             "nccl" if torch.cuda.is_available() else "gloo",
             timeout=timedelta(seconds=config.launch.timeout_s),
         )
+        failure = None
         try:
             # A function of its own: what DDP holds must be gone before the process group is.
             _train(config, values, rank, reference[0])
             distributed.barrier()
         except KeyboardInterrupt:  # the loop's own, after a step on which all ranks agreed
-            return _Failure("interrupted", interrupted=True)
-        except Exception as error:  # the trial fails; the process serves the next one
+            failure = _Failure("interrupted", interrupted=True)
+        except Exception as error:  # of this trial alone; the group is left to end with the process
             reason = " ".join(str(error).split())
             text = f"{type(error).__name__}: {reason} (worker {rank})"
             return _Failure(text, may_pass=may_pass(error))
-        finally:
-            distributed.destroy_process_group()
-        return None
+        leave()
+        return failure
 
 
 def _train(config: RunConfig, values: Mapping[str, Any], rank: int, reference: ray.ObjectRef | None) -> None:

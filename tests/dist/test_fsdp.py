@@ -13,6 +13,7 @@ import pytest
 import torch
 from kinds import KINDS
 from methods.test_conformance import FAST_OF, NETWORKS, STRUCTURED, STRUCTURES, configured, plan
+from ranks import run_ranks
 from torch import Tensor, distributed, nn, optim
 
 from distsparse.core import Rewired, Sparsifier
@@ -169,20 +170,6 @@ def check_case(case: Case, results: list[Any]) -> None:
             torch.testing.assert_close(
                 torch.tensor(result["weights"][name]), torch.tensor(values), rtol=1e-9, atol=1e-12
             )
-
-
-def run_ranks(scenarios: Callable[[], Any], num_ranks: int, folder: Path) -> list[Any]:
-    """Call a function in processes of a gloo group; return each rank's result."""
-    torch.multiprocessing.spawn(_rank_main, (scenarios, num_ranks, folder), nprocs=num_ranks)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_ranks)]
-
-
-def _rank_main(rank: int, scenarios: Callable[[], Any], num_ranks: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=num_ranks)
-    (folder / f"{rank}.json").write_text(json.dumps(scenarios()))
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def all_outcomes(chosen: list[Case]) -> Any:
@@ -343,13 +330,13 @@ QUICK = [
 ]
 
 
-def two_ranks_quickly() -> Any:
+def two_ranks_quickly(rank: int) -> Any:
     return {"outcomes": all_outcomes(QUICK), "choices": choices(), "refusals": refusals()}
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run_ranks(two_ranks_quickly, 2, tmp_path_factory.mktemp("ranks"))
+def two_ranks() -> list[Any]:
+    return run_ranks(two_ranks_quickly, 2)
 
 
 @pytest.mark.parametrize("case", QUICK, ids=str)
@@ -372,7 +359,7 @@ def test_what_cannot_run_sharded_is_refused(two_ranks: list[Any]) -> None:
         assert "weight '1.weight' is not sharded, but '0.1.weight' is" in found["partly"]
 
 
-def wide() -> Any:
+def wide(rank: int) -> Any:
     chosen = cases() + of_every_kind()
     return {"outcomes": all_outcomes(chosen), "choices": choices()}
 
@@ -393,7 +380,7 @@ def of_every_kind() -> list[Case]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_method_and_structure(num_ranks: int, tmp_path: Path) -> None:
-    results = run_ranks(wide, num_ranks, tmp_path)
+    results = run_ranks(wide, num_ranks)
     check_choices([result["choices"] for result in results])
     for number, case in enumerate(cases() + of_every_kind()):
         check_case(case, [result["outcomes"][number] for result in results])

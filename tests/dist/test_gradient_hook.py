@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import gc
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import gloo_threads, run_ranks
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distsparse.core import Method, Sparsifier
-from distsparse.dist import Compression, reduce_active
+from distsparse.dist import Compression, leave, reduce_active
 from distsparse.dist.comm import begin_sum
 from distsparse.ops.keep import Keep
 from distsparse.methods import dense, dsr, gmp, granet, mest, rigl, set_, snfs, snip, srigl, static
@@ -121,8 +124,7 @@ def zeroing(rank: int) -> dict[str, Any]:
     return found
 
 
-def _two(rank: int, folder: Path) -> None:
-    _start(rank, 2, folder)
+def of_two(rank: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, make in METHODS.items():
         results[name] = trained(make(), rank, 2, hook=True)
@@ -132,30 +134,16 @@ def _two(rank: int, folder: Path) -> None:
     for compression in ("bf16", "fp16"):
         results[compression] = trained(METHODS["rigl"](), rank, 2, hook=True, compression=compression)
     results["zeroing"] = zeroing(rank)
-    _end(rank, folder, results)
+    return results
 
 
-def _four(rank: int, folder: Path) -> None:
-    _start(rank, 4, folder)
-    _end(rank, folder, {name: trained(METHODS[name](), rank, 4, hook=True) for name in ("rigl", "set")})
-
-
-def _start(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=world_size)
-
-
-def _end(rank: int, folder: Path, results: dict[str, Any]) -> None:
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+def of_four(rank: int) -> dict[str, Any]:
+    return {name: trained(METHODS[name](), rank, 4, hook=True) for name in ("rigl", "set")}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(_two, (folder,), nprocs=2)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def two() -> list[dict[str, Any]]:
+    return run_ranks(of_two, 2)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "micro"])
@@ -214,9 +202,8 @@ def test_what_the_hook_has_zeroed_is_zeroed_again_only_if_the_bucket_was_written
         assert result["zeroing"]["passes"] == [0, 0, 0, 3, 3, 3]
 
 
-def test_four_ranks_send_a_rings_share(tmp_path: Path, two: list[dict[str, Any]]) -> None:
-    torch.multiprocessing.spawn(_four, (tmp_path,), nprocs=4)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+def test_four_ranks_send_a_rings_share(two: list[dict[str, Any]]) -> None:
+    ranks = run_ranks(of_four, 4)
     for name in ("rigl", "set"):
         assert all(result[name] == ranks[0][name] for result in ranks)
         assert ranks[0][name]["sent"] == [1.5 * sent for sent in two[0][name]["sent"]]
@@ -239,6 +226,41 @@ def _left_alone(rank: int, folder: Path) -> None:
 def test_a_sum_with_a_process_that_is_gone_raises(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_left_alone, (tmp_path,), nprocs=2)
     assert (tmp_path / "raised").exists()
+
+
+def trained_and_left(rank: int) -> dict[str, Any]:
+    before = gloo_threads()
+    trained(METHODS["rigl"](), rank, 2, hook=True)
+    distributed.barrier()
+    leave()
+    return {"before": before, "after": gloo_threads(), "models": len(alive(DistributedDataParallel))}
+
+
+def alive(kind: type) -> list[Any]:
+    return [found for found in gc.get_objects() if isinstance(found, kind)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
+def test_of_a_group_that_was_left_nothing_stays() -> None:
+    """Neither its threads, which may abort a process at its end, nor the model, of which a sweep has many."""
+    for result in run_ranks(trained_and_left, 2):
+        assert result["before"]
+        assert result["after"] == []
+        assert result["models"] == 0
+
+
+def without_its_sparsifier(rank: int) -> str:
+    model = DistributedDataParallel(network())
+    reduce_active(model, Sparsifier.attach(static(), model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=1, seed=0))
+    gc.collect()
+    with pytest.raises(RuntimeError, match="sparsifier given to reduce_active is gone; keep it") as error:
+        loss(model, share(0, rank, 2)).backward()
+    return str(error.value)
+
+
+def test_a_sparsifier_that_was_not_kept_is_named() -> None:
+    first, second = run_ranks(without_its_sparsifier, 2)
+    assert first == second
 
 
 def test_a_bare_model_is_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Json, run_ranks
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,23 +21,6 @@ from distsparse.ops.digest import mask_digest
 
 STEPS = 13
 GLOBAL_BATCH = 12
-
-Json = Any
-
-
-def run_ranks(scenarios: Callable[[int], Json], num_ranks: int, folder: Path) -> list[Json]:
-    """Call a function in processes of a gloo group; return each rank's result."""
-    torch.multiprocessing.spawn(_rank_main, (scenarios, num_ranks, folder), nprocs=num_ranks)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_ranks)]
-
-
-def _rank_main(rank: int, scenarios: Callable[[int], Json], num_ranks: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=num_ranks)
-    (folder / f"{rank}.json").write_text(json.dumps(scenarios(rank)))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
 
 def network(dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
@@ -185,8 +169,8 @@ def two_rank_scenarios(rank: int) -> Json:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Json]:
-    return run_ranks(two_rank_scenarios, 2, tmp_path_factory.mktemp("ranks"))
+def two_ranks() -> list[Json]:
+    return run_ranks(two_rank_scenarios, 2)
 
 
 def agreement(a: list[Json], b: list[Json]) -> float:
@@ -220,8 +204,8 @@ def four_rank_scenarios(rank: int) -> Json:
     }
 
 
-def test_four_ranks_choose_it_as_well(tmp_path: Path) -> None:
-    results = run_ranks(four_rank_scenarios, 4, tmp_path)
+def test_four_ranks_choose_it_as_well() -> None:
+    results = run_ranks(four_rank_scenarios, 4)
     assert all(result == results[0] for result in results)
     assert results[0]["float64"] == results[0]["active entries"] == train_rigl(0, 1, torch.float64)
     assert agreement(results[0]["float32"], train_rigl(0, 1, torch.float32)) >= 0.999
@@ -290,8 +274,8 @@ def three_rank_scenarios(rank: int) -> Json:
     }
 
 
-def test_three_ranks(tmp_path: Path) -> None:
-    for rank, result in enumerate(run_ranks(three_rank_scenarios, 3, tmp_path)):
+def test_three_ranks() -> None:
+    for rank, result in enumerate(run_ranks(three_rank_scenarios, 3)):
         assert result["rank"] == [rank, 3]
         assert result["sum"] == [3, 30]
         assert result["argument"] == [rank, 10]

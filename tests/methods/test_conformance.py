@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 import typing
 from functools import cache, partial
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from kinds import KINDS
+from ranks import run_ranks
 from torch import Tensor, distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
@@ -486,21 +486,15 @@ def test_every_keyword_changes_the_outcome(name: str, field: str) -> None:
         assert changed != base, f"{field} = {value!r} changes nothing against {defaults[field]!r}"
 
 
-def _rank_main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=2)
-    results = {
+def all_methods(rank: int) -> dict[str, Any]:
+    return {
         name: Trainer(configured(name)).initialize().train(share=slice(rank, None, 2)).outcome()
         for name in names()
     }
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
-def test_two_ranks_agree(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank_main, (tmp_path,), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+def test_two_ranks_agree() -> None:
+    first, second = run_ranks(all_methods, 2)
     assert list(first) == names()
     for name in names():
         assert first[name] == second[name], name

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from parts import equal, tiny, trained, untimed
+from ranks import run_ranks
 
 from distsparse import results
 from distsparse.config import RunConfig
@@ -21,6 +19,7 @@ from distsparse.optim import FineTuningLR
 from distsparse.train import History, LocalReporter, check, prepare, train
 from distsparse.train.checkpoint import load_state
 from distsparse.train.early_stop import goes_on, mean_train_loss
+from distsparse.train.history import Row
 
 # 12 steps an epoch; masks are updated in the first epoch only. A rate far too high improves nothing for long.
 FINE_TUNING: dict[str, Any] = {
@@ -196,22 +195,15 @@ class OfTwo(LocalReporter):
         super().report(metrics, step=step, save=None if self.rank else save)
 
 
-def _rank_main(rank: int, folder: Path, values: dict[str, Any]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
+def of_two(rank: int, folder: Path, values: dict[str, Any]) -> list[list[Row]]:
     config, history = tiny(values), History()
-    train(config, check(config), OfTwo(folder / "checkpoints", rank=rank), history=history)
-    (folder / f"{rank}.json").write_text(json.dumps([untimed(history.steps), untimed([history.summary])]))
-    torch.distributed.destroy_process_group()
+    train(config, check(config), OfTwo(folder, rank=rank), history=history)
+    return [untimed(history.steps), untimed([history.summary])]
 
 
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(free.getsockname()[1]))
     values = {**FINE_TUNING, "lr_schedule.monitor": "train_loss"}
-    torch.multiprocessing.spawn(_rank_main, (tmp_path, values), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = run_ranks(of_two, 2, tmp_path / "checkpoints", values)
     assert first == second
     (summary,) = first[1]
     assert summary["stopped_early"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from parts import TINY, equal, tiny, trained, untimed
+from ranks import Json, run_ranks
 from torch import distributed
 
 from distsparse.config import RunConfig, override
 from distsparse.core import load_network
 from distsparse.train import History, LocalReporter, check, checkpoint, train
-
-Json = Any
 
 
 class RanksReporter(LocalReporter):
@@ -82,7 +79,7 @@ def run(config: RunConfig, folder: Path, *, stop_at: int | None = None) -> Json:
     }
 
 
-def scenarios(folder: Path) -> Json:
+def scenarios(rank: int, folder: Path) -> Json:
     found = {}
     for name, values in RUNS.items():
         config = config_of({**values, "checkpoint.every_steps": CUT})
@@ -95,23 +92,11 @@ def scenarios(folder: Path) -> Json:
     return found
 
 
-def _rank_main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    for variable, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
-        os.environ[variable] = str(value)  # as a runner does, for accelerate to read
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=2)
-    (folder / f"{rank}.json").write_text(json.dumps(scenarios(folder)))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Json]]:
     folder = tmp_path_factory.mktemp("ranks")
     alone(folder / "1 to 2", RUNS["snfs"], stop_at=CUT)
-    torch.multiprocessing.spawn(_rank_main, (folder,), nprocs=2)
-    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return folder, run_ranks(scenarios, 2, folder)
 
 
 def alone(folder: Path, values: Mapping[str, Any], *, stop_at: int | None = None) -> History:

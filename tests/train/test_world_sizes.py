@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from parts import equal, tiny
+from ranks import run_ranks
 from torch import distributed
 
 from distsparse.config import RunConfig
@@ -53,15 +52,7 @@ class Ranks(LocalReporter):
         distributed.barrier()
 
 
-def _rank_main(rank: int, world_size: int, port: int, jobs: list[tuple[str, Path, int | None]]) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-    }
-    distributed.init_process_group("gloo")
+def train_jobs(rank: int, world_size: int, jobs: Sequence[tuple[str, Path, int | None]]) -> None:
     for name, folder, last in jobs:
         config = {"double": DOUBLE, "single": SINGLE}[name]
         history = History()
@@ -72,15 +63,11 @@ def _rank_main(rank: int, world_size: int, port: int, jobs: list[tuple[str, Path
             assert last is not None
         (folder / f"rewires-{rank}.json").write_text(json.dumps(history.rewires))
         distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def train_on(world_size: int, *jobs: tuple[str, Path, int | None]) -> None:
     """Run jobs on so many ranks: a configuration's name, a folder, the step to stop after."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank_main, (world_size, port, list(jobs)), nprocs=world_size)
+    run_ranks(train_jobs, world_size, world_size, jobs)
 
 
 @dataclass(frozen=True)
