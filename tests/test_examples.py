@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,13 @@ def test_the_notebook_was_executed_without_an_error():
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs
     assert not any(output.output_type == "error" for output in outputs)
+
+
+def test_the_loop_of_two_processes():
+    example = REPOSITORY / "examples" / "ddp.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, example], capture_output=True, text=True, timeout=200, check=True)
+    assert "1,894 of 18,944 weights active, step 1000 of 1000" in done.stdout
+    assert float(re.search(r"accuracy ([\d.]+)", done.stdout).group(1)) > 0.9
+    sent, dense = map(float, re.search(r"sent: ([\d.]+) MB.* ([\d.]+)\n", done.stdout).groups())
+    assert 0.1 < sent / dense < 0.2

@@ -37,7 +37,7 @@ GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Why a worker did not train to the end."""
 
     text: str
@@ -86,16 +86,15 @@ def run_on_pool(
     except ray.exceptions.RayError:
         _let_go(workers)
         raise
-    if any(failure.interrupted for failure in failures):
+    failure = decisive(failures)
+    if failure is not None and failure.interrupted:
         raise KeyboardInterrupt
-    if failures:
+    if failure is not None:
         _let_go(workers)  # a collective may be half done
-        # What one worker raised breaks the connections of the others, and so does a death.
-        lasting = [failure for failure in failures if not failure.may_pass]
-        if not lasting:
-            raise RuntimeError(failures[0].text)
+        if failure.may_pass:
+            raise RuntimeError(failure.text)
         history = last_history(kept)
-        row = record_failed(root, config, history, lasting[0].text)
+        row = record_failed(root, config, history, failure.text)
     else:
         history = last_history(kept)
         row = record_completed(root, config, history, LocalReporter(kept, keep=1).saved()[-1])
@@ -120,9 +119,18 @@ def _let_go(workers: Sequence[Any]) -> None:
     _workers.cache_clear()
 
 
-def _failures(references: Sequence[ray.ObjectRef]) -> list[_Failure]:
+def decisive(failures: Sequence[Failure]) -> Failure | None:
+    """Return what ended the trial, of each worker's failure in order of rank.
+
+    What one worker raised breaks the connections of the others, and so does a death: such an error may pass.
+    Where one could not save, the others were interrupted.
+    """
+    return min(failures, key=lambda failure: (failure.interrupted, failure.may_pass), default=None)
+
+
+def _failures(references: Sequence[ray.ObjectRef]) -> list[Failure]:
     """Wait for all workers, or a moment once one has failed; return their failures in order of rank."""
-    found: dict[ray.ObjectRef, _Failure | None] = {}
+    found: dict[ray.ObjectRef, Failure | None] = {}
     while len(found) < len(references):
         failed = any(found.values())
         open_ = [reference for reference in references if reference not in found]
@@ -144,7 +152,7 @@ class _Worker:
 
     def run(
         self, values: Mapping[str, Any], rank: int, reference: tuple[ray.ObjectRef | None]
-    ) -> _Failure | None:
+    ) -> Failure | None:
         """Train one trial as a rank of its process group; return what failed, if something did."""
         config = parse(values["config"])
         address, port = values["place"]
@@ -166,11 +174,11 @@ class _Worker:
             _train(config, values, rank, reference[0])
             distributed.barrier()
         except KeyboardInterrupt:  # the loop's own, after a step on which all ranks agreed
-            failure = _Failure("interrupted", interrupted=True)
+            failure = Failure("interrupted", interrupted=True)
         except Exception as error:  # of this trial alone; the group is left to end with the process
             reason = " ".join(str(error).split())
             text = f"{type(error).__name__}: {reason} (worker {rank})"
-            return _Failure(text, may_pass=may_pass(error))
+            return Failure(text, may_pass=may_pass(error))
         leave()
         return failure
 
