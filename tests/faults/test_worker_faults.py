@@ -93,7 +93,7 @@ def test_hanging_worker_ends_the_run(
     fault: Any, rank: int, ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It would hang for ten minutes: longer than this test may take."""
-    config = planted(fault, tmp_path / "marker", rank=rank, **TWO, **{"launch.timeout_s": 5.0})
+    config = planted(fault, tmp_path / "marker", rank=rank, **TWO, **{"launch.timeout_s": 10.0})
     row = run(config, tmp_path)
     assert row["status"] == "failed"
     other = 1 - rank
