@@ -21,6 +21,7 @@ from distsparse.methods.rigl import rigl
 from distsparse.ops import counter_rng
 from distsparse.ops.allocation import num_active
 from distsparse.ops.select import top_k_mask
+from distsparse.ops.structure import Structure
 
 Tensors = Mapping[str, Tensor]
 TensorOrTensors = TypeVar("TensorOrTensors", Tensor, Tensors)
@@ -42,6 +43,50 @@ def random_mask(shape: Sequence[int], *, sparsity: float, seed: int = 0) -> Tens
     return top_k_mask(bits, num_active(candidates.numel(), sparsity), candidates)
 
 
+def n_of_m_mask(weight: Tensor, n: int, m: int) -> Tensor:
+    """Return the bool mask of the ``n`` largest magnitudes of every ``m`` inputs of each output.
+
+    Groups lie along the flattened inputs of a row; the last one of a row may be shorter, and none reaches
+    over into the next row. Ties go to the lower index.
+
+    Args:
+        weight: output-first, of two dimensions or more.
+        n: active weights of a group, 0 < n ≤ m.
+        m: size of a group.
+
+    Raises:
+        ValueError: n or m is out of range.
+        FloatingPointError: a weight is NaN.
+    """
+    _check_n_of_m(n, m)
+    structure, rows = Structure(group=m), weight.detach().abs().flatten(1)
+    candidates = torch.ones_like(rows, dtype=torch.bool)
+    counts = structure.counts(candidates).clamp(max=n)
+    return structure.top_k(rows, counts, candidates).reshape(weight.shape)
+
+
+def is_n_of_m(mask: Tensor, n: int, m: int) -> bool:
+    """Tell whether at most ``n`` of every ``m`` inputs of each output are active; see :func:`n_of_m_mask`.
+
+    A tensor of weights is taken for the mask of those that are not zero.
+
+    Raises:
+        ValueError: n or m is out of range.
+    """
+    _check_n_of_m(n, m)
+    return bool((Structure(group=m).counts(mask.detach().bool().flatten(1)) <= n).all())
+
+
+def approximation_error(weight: Tensor, mask: Tensor) -> float:
+    """Return ‖weight ∘ mask - weight‖², the squared Frobenius norm of what a mask leaves out."""
+    return float(weight.detach().double().masked_fill(mask, 0).square().sum())
+
+
+def _check_n_of_m(n: int, m: int) -> None:
+    if not 0 < n <= m:
+        raise ValueError(f"n = {n}, m = {m}: they must be whole numbers with 0 < n ≤ m")
+
+
 def update(
     method: Method,
     weights: Tensors,
@@ -51,6 +96,7 @@ def update(
     *,
     total_steps: int,
     seed: int = 0,
+    requested: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return weights and masks after a method's update; equal to the arguments if ``step`` is none of its.
 
@@ -65,6 +111,8 @@ def update(
         step: number of optimizer steps done before this one.
         total_steps: optimizer steps of the whole run.
         seed: of random choices.
+        requested: active weights that an allocation gave to each layer, as ``sparsifier.topology.requested``
+            has them; unless given what the masks hold. Where rows or groups hold fixed counts they differ.
 
     Raises:
         ValueError: names or shapes differ, a mask is not bool, T_end lies past the run, or the method needs
@@ -98,6 +146,7 @@ def update(
         matrices,
         targets={name: int(units(mask).sum()) for name, mask in matrices.items()},
         allowed={n: m.any(1, keepdim=True) for n, m in matrices.items()} if constant_fan_in else {},
+        requested=requested or {},
     )
     sizes = {name: tuple(weight.shape) for name, weight in weights.items()}
     progress = method.progress(step, total_steps)

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from distsparse.core import Sparsifier, allocator, magnitude, prune
 from distsparse.core.method import Method
-from distsparse.functional import random_mask, rigl_update, update
+from distsparse.functional import (
+    approximation_error,
+    is_n_of_m,
+    n_of_m_mask,
+    random_mask,
+    rigl_update,
+    update,
+)
 from distsparse.methods import methods, names, srigl
 from distsparse.ops.schedule import cubic
 
@@ -98,12 +108,20 @@ def test_of_several_tensors_each_keeps_its_count() -> None:
         assert (new_weights[name][~new_masks[name]] == 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "lottery"])  # it has no update
-def test_is_the_sparsifiers_own_update(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, {}) for name in names() if name != "lottery"),  # it has no update
+        ("srigl", {"sparsity": 0.85, "gamma": 0.9, "delta_T": 1}),
+        ("snip", {"sparsity": 0.85}),
+        ("rigl", {"group": 5, "sparsity": 0.7}),
+    ],
+)
+def test_is_the_sparsifiers_own_update(name: str, values: dict[str, Any]) -> None:
     entry = methods.get(name)
     fast = {
         key: value
-        for key, value in {"delta_T": 2, "sparsity": 0.6, "grow_init": "normal"}.items()
+        for key, value in {"delta_T": 2, "sparsity": 0.6, "grow_init": "normal", **values}.items()
         if key in entry.schema.model_fields
     }
     method = entry.factory(**fast)
@@ -127,7 +145,8 @@ def test_is_the_sparsifiers_own_update(name: str) -> None:
         model(torch.randn(4, 3, 4, 4)).square().mean().backward()
         gradients = {n: w.parameter.grad.clone() for n, w in sparsifier.weights.items()}
         weights, masks = tensors()
-        pure = update(method, weights, gradients, masks, step, total_steps=10, seed=5)
+        requested = dict(sparsifier.topology.requested)
+        pure = update(method, weights, gradients, masks, step, total_steps=10, seed=5, requested=requested)
         event = sparsifier.step()
         for got, expected in zip(pure, tensors(), strict=True):
             assert all(torch.equal(got[n], expected[n]) for n in expected)
@@ -171,11 +190,47 @@ def test_what_does_not_fit() -> None:
 
 def test_an_ablated_neuron_has_no_share_of_the_fan_in() -> None:
     """Without a memory of closed rows, the empty one is known by its mask: the fan-in is 8 / 2, not 8 / 3."""
-    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 4 + [False] * 2, [False] * 6])
+    mask = torch.tensor([[True] * 4 + [False] * 4, [True] * 4 + [False] * 4, [False] * 8])
     masks = {"a": mask, "z": torch.ones(1, 1, dtype=torch.bool)}
-    weights = {"a": torch.ones(3, 6) * mask, "z": torch.ones(1, 1)}
-    gradients = {"a": torch.zeros(3, 6), "z": torch.ones(1, 1)}
+    weights = {"a": torch.ones(3, 8) * mask, "z": torch.ones(1, 1)}
+    gradients = {"a": torch.zeros(3, 8), "z": torch.ones(1, 1)}
     method = srigl(delta_T=1, alpha=0.25, gamma=0.6, alpha_schedule="constant")
     _, after = update(method, weights, gradients, masks, 1, total_steps=10)
     # The second neuron keeps 2 (ties go to the lower index): fewer than .6 · 4, though not than .6 · 8 / 3.
-    assert after["a"].sum(1).tolist() == [6, 0, 0]
+    assert after["a"].sum(1).tolist() == [8, 0, 0]
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 8), (4, 4), (1, 1), (2, 100)])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 10), (2, 3, 3, 3)])
+def test_n_of_m_is_the_best_of_all_such_masks(shape: tuple[int, ...], n: int, m: int) -> None:
+    """Of every group, padded per row, no other choice of n leaves out less."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(n * m))
+    mask = n_of_m_mask(weight, n, m)
+    assert mask.shape == shape
+    left_out = 0.0
+    for row, flags in zip(weight.flatten(1), mask.flatten(1), strict=True):
+        for start in range(0, len(row), m):
+            group = row[start : start + m].double().square().tolist()
+            size = min(n, len(group))
+            assert int(flags[start : start + m].sum()) == size
+            left_out += min(sum(rest) for rest in itertools.combinations(group, len(group) - size))
+    assert approximation_error(weight, mask) == pytest.approx(left_out, abs=1e-9)
+    assert is_n_of_m(mask, n, m)
+    assert is_n_of_m(weight * mask, n, m)
+    assert n == m or is_n_of_m(weight, n, m) == (max(1, weight[0].numel()) <= n)
+
+
+def test_n_of_m_does_not_reach_over_the_end_of_a_row() -> None:
+    mask = torch.tensor([[True, True, False, False, False, True], [True, True, False, False, True, True]])
+    assert is_n_of_m(mask, 2, 4)
+    assert not is_n_of_m(mask.reshape(1, -1), 2, 4)  # the fifth to the eighth hold three
+    with pytest.raises(ValueError, match=r"n = 5, m = 4: .* 0 < n ≤ m"):
+        is_n_of_m(mask, 5, 4)
+    with pytest.raises(ValueError, match="n = 0"):
+        n_of_m_mask(mask.float(), 0, 4)
+
+
+def test_approximation_error_by_hand() -> None:
+    assert approximation_error(WEIGHT, MASK) == 0
+    assert approximation_error(WEIGHT, torch.zeros_like(MASK)) == pytest.approx(0.25 + 0.01 + 0.04 + 0.81)
+    assert approximation_error(WEIGHT, n_of_m_mask(WEIGHT, 1, 2)) == pytest.approx(0.01 + 0.04)

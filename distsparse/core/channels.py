@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from distsparse.core.weights import SparseWeight, own_class, unwrap
+from distsparse.core.weights import SparseWeight, find_weights, own_class, unwrap
 from distsparse.dist.layout import local, own_rows
 
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -170,6 +170,50 @@ def _size(module: nn.Module, layout: Layout) -> int | None:
         ungrouped = of in LAYERS[1:] and getattr(module, "groups") == 1  # noqa: B009
         return int(getattr(module, "in_channels")) if ungrouped else None  # noqa: B009
     return int(getattr(module, "in_features")) if of is nn.Linear else None  # noqa: B009
+
+
+def output_layers(model: nn.Module, weights: Sequence[SparseWeight]) -> frozenset[str]:
+    """Return the names of weights whose rows are outputs of the model: no other layer reads them.
+
+    In a model that cannot be traced it is its last weight, in its own order, if it is among these.
+    """
+    bare = unwrap(model)
+    names = {id(weight.parameter): weight.name for weight in weights}
+    try:
+        graph = trace(bare)
+    except ValueError:
+        last = find_weights(bare)[-1].parameter
+        return frozenset({names[id(last)]} if id(last) in names else ())
+    found: set[str] = set()
+    for node in graph.nodes:
+        parameters = _matrices_of(node, bare)
+        if any(id(parameter) in names for parameter in parameters) and _reaches_output(node, bare):
+            # Of an attention it is the last projection.
+            found.update({names[id(parameters[-1])]} if id(parameters[-1]) in names else ())
+    return frozenset(found)
+
+
+def _matrices_of(node: fx.Node, model: nn.Module) -> list[nn.Parameter]:
+    """Return what a node of the graph multiplies with: a module's parameters of two or more dimensions."""
+    if node.op != "call_module":
+        return []
+    return [
+        parameter for parameter in model.get_submodule(str(node.target)).parameters() if parameter.ndim > 1
+    ]
+
+
+def _reaches_output(start: fx.Node, model: nn.Module) -> bool:
+    """Tell whether a node's values come to the model's output without another layer between."""
+    queue, seen = [start], {start}
+    while queue:
+        for user in queue.pop().users:
+            if user.op == "output":
+                return True
+            weighted = any(value.op == "get_attr" for value in user.all_input_nodes)
+            if user not in seen and not weighted and not _matrices_of(user, model):
+                seen.add(user)
+                queue.append(user)
+    return False
 
 
 @dataclass(frozen=True)

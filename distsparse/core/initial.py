@@ -86,7 +86,8 @@ class _Softened(nn.Module):
 def _gradient(
     model: nn.Module, batch: Batch, loss_fn: LossFn, parameters: Sequence[nn.Parameter]
 ) -> Sequence[Tensor]:
-    return torch.autograd.grad(loss_fn(model, batch), parameters)
+    # That of a weight which the loss does not depend on is zero, as a backward pass over shards leaves it.
+    return torch.autograd.grad(loss_fn(model, batch), parameters, materialize_grads=True)
 
 
 def _sharded_mean_gradient(
@@ -133,10 +134,12 @@ def _hessian_product(
     vector: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """Return the Hessian of a batch's loss times a vector, by differentiating ⟨gradient, vector⟩."""
-    gradients = torch.autograd.grad(loss_fn(model, batch), parameters, create_graph=True)
+    gradients = torch.autograd.grad(
+        loss_fn(model, batch), parameters, create_graph=True, materialize_grads=True
+    )
     product = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
     assert isinstance(product, Tensor)
-    return torch.autograd.grad(product, parameters)
+    return torch.autograd.grad(product, parameters, materialize_grads=True)
 
 
 def _mean(
@@ -195,4 +198,5 @@ def _flow(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[nn.Pa
         outputs: Tensor = functional_call(model, (absolute, buffers), (ones,))
     finally:
         model.train(training)
-    return list(torch.autograd.grad(outputs.sum(), [absolute[names[id(p)]] for p in parameters]))
+    weights = [absolute[names[id(p)]] for p in parameters]
+    return list(torch.autograd.grad(outputs.sum(), weights, materialize_grads=True))

@@ -92,10 +92,16 @@ class Method:
         """Refuse a run that could not do what the method says.
 
         Raises:
-            ValueError: T_end lies past the run, no update falls into a run whose sparsity is to change, or
-                an update reads what is measured before the first step only.
+            ValueError: T_end lies past the run, no update falls into a run whose sparsity is to change, an
+                update reads what is measured before the first step only, or groups cannot be as sparse.
         """
         self.stop_step(total_steps)
+        group, final = self.structure.group, self.sparsity(1.0)
+        if isinstance(group, int) and (1 - final) * group < 0.5:
+            raise ValueError(
+                f"sparsity {final:g} with group {group}: one of every {group} stays at least, sparsity "
+                f"{1 - 1 / group:g}; larger groups can be sparser"
+            )
         for move in self.update:
             if missing := move.needs - UPDATE_SIGNALS:
                 raise ValueError(

@@ -47,6 +47,13 @@ class Context:
     whole: Whole = Whole()  # noqa: RUF009  has no state
     first_rows: Mapping[str, int] = field(default_factory=dict)
     """place of the rows here in the whole layer, 0 where a layer is not in it"""
+    outputs: Callable[[], frozenset[str]] | None = None
+    """names of layers whose rows are the model's outputs; the last one unless given"""
+
+    def inner(self) -> list[str]:
+        """Return the layers whose rows are not the model's outputs."""
+        outputs = {list(self.shapes)[-1]} if self.outputs is None else self.outputs()
+        return [name for name in self.topology.masks if name not in outputs]
 
     def units(self, name: str) -> Tensor:
         """Return a layer's active units, bool (unit rows, unit cols)."""
@@ -184,25 +191,25 @@ def by_layer(moves: Sequence[Move], context: Context) -> Callable[[str], Topolog
     return lambda name: run(moves[first_local:], context.of(name))
 
 
-def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -> Move:
+def prune(by: Criterion, *, allocation: Allocator, protect_outputs: bool = False) -> Move:
     """Lower the targets to the scheduled sparsity and cut each layer to its best active units.
 
     A layer is never given more than it has: a prune does not grow. An allocation that ranks scores over all
     layers ranks magnitudes where the prune is random, for random numbers say nothing of a layer. With
-    ``protect_last`` the last layer stays as it is, and the sparsity is that of the others together.
+    ``protect_outputs`` layers whose rows are the model's outputs stay as they are, and the sparsity is that
+    of the others together.
 
     Raises:
-        ValueError: on a run, the only layer is protected.
+        ValueError: on a run, all layers are protected, or no unit at all would stay.
     """
 
     def pruned(context: Context) -> list[str]:
-        last = list(context.shapes)[-1]
-        return [name for name in context.topology.masks if not (protect_last and name == last)]
+        return context.inner() if protect_outputs else list(context.topology.masks)
 
     def allocate(context: Context) -> Topology:
         masks, names = context.topology.masks, pruned(context)
         if not names:
-            raise ValueError(f"{', '.join(masks)}: the last layer is not pruned, and there is no other")
+            raise ValueError(f"{', '.join(masks)}: an output layer is not pruned, and there is no other")
         layers = {
             name: LayerUnits(
                 shape=context.shapes[name],
@@ -218,6 +225,12 @@ def prune(by: Criterion, *, allocation: Allocator, protect_last: bool = False) -
             num_active(sum(layer.num_units for layer in layers.values()), context.sparsity),
             sum(layer.num_active for layer in layers.values()),
         )
+        if not total:
+            num_units = sum(layer.num_units for layer in layers.values())
+            raise ValueError(
+                f"sparsity {context.sparsity:g} leaves none of {num_units} {context.structure.unit_name}: it "
+                f"must be at most {1 - 1 / num_units:g}"
+            )
         wanted = dict(zip(names, allocation.counts(layers, total, context.signals), strict=True))
         return replace(context.topology, requested={**context.topology.requested, **wanted})
 
@@ -364,31 +377,32 @@ def _rounded_to_groups(context: Context, wanted: Mapping[str, int]) -> Topology:
     return replace(context.with_units(cut), targets=targets, requested=dict(wanted))
 
 
-def ablate(by: Criterion, *, gamma: float, protect_last: bool = True) -> Move:
+def ablate(by: Criterion, *, gamma: float, protect_outputs: bool = True) -> Move:
     """Close rows with too few salient weights, and give their share to the others (SRigL, arXiv:2305.02299).
 
     A weight is salient if it was kept, or is among the best candidates for the layer's vacancies, in any row:
     so a closed row whose candidates are good enough opens again. A row with fewer salient weights than
-    ``gamma`` times the fan-in is closed; at least one row stays open. The new fan-in shares out what the
-    allocation gave to the layer, not what earlier fan-ins were rounded to. Needs ``group="row"``.
+    ``gamma`` times the fan-in is closed; as many rows with the most of them stay open as the layer's weights
+    need. The new fan-in shares out what the allocation gave to the layer, not what earlier fan-ins were
+    rounded to. Needs ``group="row"``. With ``protect_outputs`` rows that are the model's outputs stay.
     """
 
     def apply(context: Context) -> Topology:
         topology, whole = context.topology, context.whole
         masks, targets, allowed = dict(topology.masks), dict(topology.targets), dict(topology.allowed)
-        last = list(context.shapes)[-1]
-        for name in [name for name in masks if not (protect_last and name == last)]:
+        for name in context.inner() if protect_outputs else list(masks):
             kept = context.units(name)
             vacancies = targets[name] - whole.count(kept)
             grown = whole.top_k_mask(context.scores(by, name, "grow"), vacancies, ~kept)
             salient = (kept | grown).sum(1, keepdim=True)
             fan_in = targets[name] / whole.count(context.allowed(name).any(1))
             open_ = salient >= gamma * fan_in
-            if not whole.any(open_):
-                open_ = salient == whole.largest(salient)
+            wanted = topology.requested.get(name, targets[name])
+            least = math.ceil(wanted / kept.shape[1])
+            if whole.count(open_) < least:
+                open_ = whole.top_k_mask(salient, least, torch.ones_like(open_))
             masks[name] = kept & open_
             allowed[name] = open_
-            wanted = topology.requested.get(name, targets[name])
             counts = context.group_counts(wanted, open_.expand_as(kept))
             # Where rows opened again, the fan-in falls: a row that holds more gives its weakest away.
             held = torch.minimum(counts, masks[name].sum(1))

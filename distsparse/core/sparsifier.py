@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from distsparse.core.channels import companions
+from distsparse.core.channels import companions, output_layers
 from distsparse.core.criteria import INITIAL_SIGNALS
 from distsparse.core.decision import Decision
 from distsparse.core.events import Rewired, Statistics
@@ -77,7 +79,8 @@ class Sparsifier:
             seed: of the topology's random choices; equal on all ranks.
             include: glob patterns of weights to sparsify, see :func:`~distsparse.core.weights.find_weights`.
             exclude: glob patterns of weights to leave dense.
-            comm: the ranks that share the topology; the default process group unless given.
+            comm: the ranks that share the topology; unless given those of a DDP model's process group, else
+                of the default one.
 
         Raises:
             ValueError: nothing to sparsify, a pattern without a match, T_end past the run, a weight that
@@ -94,7 +97,8 @@ class Sparsifier:
         for weight in weights:
             if id(weight.parameter) not in held:
                 raise ValueError(f"the optimizer does not hold the sparsified weight {weight.name!r}")
-        return cls(method, model, inner, weights, total_steps, seed, comm or current())
+        group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        return cls(method, model, inner, weights, total_steps, seed, comm or current(group))
 
     def __init__(
         self,
@@ -121,7 +125,8 @@ class Sparsifier:
         self._pending = False
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
-        self._layers = Layers(self._weights, method, self._whole, seed)
+        outputs = cache(partial(output_layers, model, weights))
+        self._layers = Layers(self._weights, method, self._whole, seed, outputs)
         self._shapes = self._layers.shapes
         channels = companions(model, weights) if method.structure.tile == (1, -1) else {}
         self._zeros = InactiveZeros(self._weights, optimizer, channels, self._whole)
@@ -286,6 +291,11 @@ class Sparsifier:
             self._zeros.zero_gradients()
         return event
 
+    def detach(self) -> None:
+        """Let go of the optimizer, for another sparsifier or none; nothing keeps zeros zero from then on."""
+        self._pre.remove()
+        self._post.remove()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs: tensors and plain values, nested in dictionaries of string keys.
 
@@ -296,6 +306,7 @@ class Sparsifier:
             return {n: layout.row_shard(v.clone(), self._weights[n].parameter) for n, v in values.items()}
 
         return {
+            "structure": repr(self.method.structure),
             "step": self._step,
             "round": self._round,
             "pending": self._pending,
@@ -313,7 +324,8 @@ class Sparsifier:
         Tensors may be whole or sharded, so a state may come from any number of ranks.
 
         Raises:
-            ValueError: the state names other layers or shapes, or its counts contradict its masks.
+            ValueError: the state names other layers or shapes, is of another structure, or its counts
+                contradict its masks.
         """
         masks: dict[str, Tensor] = state["masks"]
         shapes = {name: (shape[0], math.prod(shape[1:])) for name, shape in self._shapes.items()}
@@ -321,6 +333,9 @@ class Sparsifier:
             raise ValueError(
                 "the state's layers or shapes differ from the model's: not a state of this model"
             )
+        own_structure = repr(self.method.structure)
+        if (structure := state.get("structure", own_structure)) != own_structure:
+            raise ValueError(f"the state is of a method with {structure}, and this one has {own_structure}")
 
         def own(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parameters = {name: self._weights[name].parameter for name in values}

@@ -35,6 +35,8 @@ class Layers:
     whole: Whole
     """of the layers, where a rank has some of their rows"""
     seed: int
+    outputs: Callable[[], frozenset[str]]
+    """names of those whose rows are the model's outputs"""
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -73,7 +75,16 @@ class Layers:
             return Signals(rows[name], key, first_unit=first, whole=self.whole, **signals.get(name, {}))
 
         context = Context(
-            now, now, self.shapes, signals_of, progress, sparsity, structure, self.whole, first_rows
+            now,
+            now,
+            self.shapes,
+            signals_of,
+            progress,
+            sparsity,
+            structure,
+            self.whole,
+            first_rows,
+            self.outputs,
         )
         topology_of = by_layer(moves, context)
         compared = now.masks if before is None else before

@@ -115,6 +115,10 @@ def find_weights(
         for attribute, parameter, transposed in _weights_of(module):
             if not isinstance(parameter, nn.Parameter) or not parameter.requires_grad:
                 continue  # absent, computed by a parametrization, or frozen
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(
+                    f"layer {module_name!r} has no shape yet: pass a batch through the model first"
+                )
             if id(parameter) not in found and id(parameter) not in embeddings:
                 name = _COMPILED.sub("", f"{module_name}.{attribute}" if module_name else attribute)
                 found[id(parameter)] = SparseWeight(name, own_class(module).__name__, parameter, transposed)

@@ -84,10 +84,10 @@ class ProcessGroupComm:
         return parts
 
 
-def current() -> Comm:
-    """Return the default process group's collectives, or the identity where there is none."""
+def current(group: torch_dist.ProcessGroup | None = None) -> Comm:
+    """Return a process group's collectives, the default one's unless given; the identity where none is."""
     if torch_dist.is_available() and torch_dist.is_initialized():
-        return ProcessGroupComm()
+        return ProcessGroupComm(group)
     return LocalComm()
 
 
@@ -106,8 +106,10 @@ def leave() -> None:
         time.sleep(_MOMENT_S)
 
 
-def begin_sum(tensor: Tensor, finish: Callable[[Tensor], Tensor]) -> Future[Tensor]:
-    """Begin to sum a flat tensor over the default group's ranks, in place; all ranks get the same bits.
+def begin_sum(
+    tensor: Tensor, finish: Callable[[Tensor], Tensor], group: torch_dist.ProcessGroup | None = None
+) -> Future[Tensor]:
+    """Begin to sum a flat tensor over a group's ranks, in place; all ranks get the same bits.
 
     The future is of what ``finish`` makes of the sum, on another thread.
 
@@ -117,12 +119,12 @@ def begin_sum(tensor: Tensor, finish: Callable[[Tensor], Tensor]) -> Future[Tens
     that a large one passes in one direction at a time.
     """
     exchanged = tensor.device.type == "cpu" and tensor.nbytes <= _MOST_EXCHANGED
-    if not exchanged or torch_dist.get_world_size() != 2:
-        reduced: Future[list[Tensor]] = torch_dist.all_reduce(tensor, async_op=True).get_future()
+    if not exchanged or torch_dist.get_world_size(group) != 2:
+        reduced: Future[list[Tensor]] = torch_dist.all_reduce(tensor, group=group, async_op=True).get_future()
         return reduced.then(lambda future: finish(future.value()[0]))
     other = torch.empty_like(tensor)
-    to_each = [0, len(tensor)] if torch_dist.get_rank() == 0 else [len(tensor), 0]
-    exchange = torch_dist.all_to_all_single(other, tensor, to_each, to_each, async_op=True)
+    to_each = [0, len(tensor)] if torch_dist.get_rank(group) == 0 else [len(tensor), 0]
+    exchange = torch_dist.all_to_all_single(other, tensor, to_each, to_each, group=group, async_op=True)
     received: Future[list[Tensor]] = exchange.get_future()
 
     def add(future: Future[list[Tensor]]) -> Tensor:

@@ -53,7 +53,13 @@ class GradientHook:
     last bits, as it does between any two sizes of an all-reduce.
     """
 
-    def __init__(self, active: ActiveEntries | None, *, compression: Compression = "none") -> None:
+    def __init__(
+        self,
+        active: ActiveEntries | None,
+        *,
+        compression: Compression = "none",
+        group: torch_dist.ProcessGroup | None = None,
+    ) -> None:
         self.sent_bytes = 0.0
         """that this process has sent, counted as a ring's: 2 (W - 1) / W of each reduced tensor"""
         self.dense_bytes = 0.0
@@ -61,6 +67,7 @@ class GradientHook:
         # Weakly: DDP holds its hook where no garbage collector looks, and the topology's owner holds DDP.
         self._active = None if active is None else ref(active)
         self._wire = _WIRE[compression]
+        self._group = group
         self._indices: dict[tuple[int, ...], Tensor | None] = {}
         self._version = -1
 
@@ -72,7 +79,7 @@ class GradientHook:
         payload = buffer if index is None else buffer.index_select(0, index)
         if self._wire is not None:
             payload = payload.to(self._wire)
-        world_size = torch_dist.get_world_size()
+        world_size = torch_dist.get_world_size(self._group)
         payload.div_(world_size)
         share = 2 * (world_size - 1) / world_size
         self.sent_bytes += share * payload.numel() * payload.element_size()
@@ -87,7 +94,7 @@ class GradientHook:
                 active.inactive_zeroed(parameter, gradient)
             return buffer
 
-        return begin_sum(payload, finish)
+        return begin_sum(payload, finish, self._group)
 
     def _topology(self) -> ActiveEntries | None:
         if self._active is None:
@@ -164,6 +171,6 @@ def reduce_active(
     """
     if not isinstance(model, DistributedDataParallel):
         raise ValueError(f"model {type(model).__name__}: must be wrapped by DistributedDataParallel")
-    hook = GradientHook(active, compression=compression)
+    hook = GradientHook(active, compression=compression, group=model.process_group)
     model.register_comm_hook(hook, GradientHook.reduce)
     return hook

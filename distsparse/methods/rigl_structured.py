@@ -57,7 +57,7 @@ def rigl_structured(
             prune(
                 random,
                 allocation=allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm),
-                protect_last=True,
+                protect_outputs=True,
             ),
         ),
         update=(

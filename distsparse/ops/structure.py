@@ -36,6 +36,11 @@ class Structure:
                 "tile must be (1, 1) or group 'layer'"
             )
 
+    @property
+    def unit_name(self) -> str:
+        """What a unit is, in the plural."""
+        return {(1, 1): "weights", (1, -1): "channels"}.get(self.tile, f"tiles of {self.tile}")
+
     def tile_of(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the tile's size in a matrix."""
         rows, cols = self.tile

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distsparse.core import Sparsifier
-from distsparse.core.channels import Follower, channels_of, companions
+from distsparse.core.channels import Follower, channels_of, companions, output_layers
 from distsparse.core.weights import find_weights
-from distsparse.methods import rigl_structured
+from distsparse.methods import rigl_structured, srigl
 from distsparse.models.resnet import BasicBlock, resnet20
 
 
@@ -201,3 +201,87 @@ def test_the_norm_behind_the_flattening_has_entries_for_every_pixel() -> None:
     assert [(c.attribute, c.repeat) for c in first] == [("bias", 1), ("bias", 4), ("running_mean", 4)]
     mask = torch.tensor([[True], [False], [True]])
     assert first[1].closed(~mask.any(1)).nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
+class HeadFirst(nn.Module):
+    """Its output layer is declared before the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.inner = nn.Linear(12, 4), nn.Linear(6, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.inner(F.relu(self.body(x)))))
+
+
+class TwoHeads(HeadFirst):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(self.body(x))
+        return torch.log_softmax(self.head(hidden), 1), self.other(self.inner(hidden) + hidden)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.attention(x, x, x)[0]
+
+
+class OwnHead(HeadFirst):
+    """Its last product is not a module's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(super().forward(x), self.matrix)
+
+
+@pytest.mark.parametrize(
+    ("model", "outputs"),
+    [
+        (HeadFirst(), {"head.weight"}),
+        (TwoHeads(), {"head.weight", "other.weight"}),
+        (Attending(), {"attention.out_proj.weight"}),
+        (OwnHead(), set()),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), {"2.weight"}),
+        (resnet20((1, 8, 8), 10), {"classifier.2.weight"}),
+        (Branching(), {"conv.weight"}),  # cannot be traced: the last one
+    ],
+)
+def test_output_layers(model: nn.Module, outputs: set[str]) -> None:
+    assert output_layers(model, find_weights(model)) == outputs
+
+
+def test_an_output_layer_that_is_not_sparsified_protects_no_other() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert output_layers(model, find_weights(model, exclude=["2.*"])) == set()
+    branching = Branching()  # cannot be traced
+    branching.late = nn.Linear(2, 2)
+    assert output_layers(branching, find_weights(branching, exclude=["late.*"])) == set()
+
+
+@pytest.mark.parametrize("exclude", [(), ("head.*",)])
+def test_outputs_keep_all_their_rows_wherever_they_are_declared(exclude: tuple[str, ...]) -> None:
+    for method in (rigl_structured(sparsity=0.5, delta_T=1), srigl(sparsity=0.6, gamma=0.6, delta_T=1)):
+        torch.manual_seed(0)
+        model = HeadFirst()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=9, seed=0, exclude=exclude)
+        sparsifier.initialize()
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(16, 6)).square().mean().backward()
+            sparsifier.step()
+        rows = {name: mask.any(1) for name, mask in sparsifier.topology.masks.items()}
+        assert rows.pop("head.weight", torch.ones(1)).all()
+        assert sorted(rows) == ["body.weight", "inner.weight"]
+        assert not all(open_.all() for open_ in rows.values())

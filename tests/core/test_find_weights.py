@@ -145,3 +145,11 @@ def test_matrix_rows_are_outputs_in_any_memory_layout(memory_format: torch.memor
     weight = SparseWeight("w", "Conv2d", parameter)
     assert weight.matrix(parameter).tolist() == values.reshape(2, 12).tolist()
     assert torch.equal(weight.unmatrix(weight.matrix(parameter)), values)
+
+
+def test_a_lazy_layer_has_no_shape_yet() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match="layer '1' has no shape yet: pass a batch through the model first"):
+        find_weights(model)
+    model(torch.ones(1, 3))
+    assert names(model) == ["0.weight", "1.weight"]

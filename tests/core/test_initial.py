@@ -163,3 +163,24 @@ def test_temperature_divides_the_outputs() -> None:
     soft = initial_signals(needs, model, *arguments, temperature=2.0)["weight"]
     torch.testing.assert_close(soft["grad"], plain["grad"] / 4)
     torch.testing.assert_close(soft["hessian_grad"], plain["hessian_grad"] / 16)
+
+
+class Unused(nn.Module):
+    """One of two layers has no part in the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("make", [snip, grasp, synflow])
+def test_what_the_loss_does_not_depend_on_goes_first(make) -> None:
+    torch.manual_seed(0)
+    batch = (torch.randn(8, 4), torch.randn(8, 4))
+    masks = kept(make(sparsity=0.7), Unused(), [batch], squared_error)
+    assert masks["used.weight"].sum() + masks["unused.weight"].sum() == 10
+    if make is not grasp:  # its worst are those whose removal would help, which are among the used
+        assert not masks["unused.weight"].any()

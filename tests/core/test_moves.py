@@ -90,12 +90,12 @@ def test_prune_may_protect_the_last_layer() -> None:
     # Half of the first layer's six; .5, .2 and -.9 are its largest.
     masks = {"a": torch.ones(2, 3, dtype=torch.bool), "b": torch.ones(1, 4, dtype=torch.bool)}
     weights = {"a": WEIGHT, "b": torch.zeros(1, 4)}
-    move = prune(magnitude, allocation=allocator("uniform"), protect_last=True)
+    move = prune(magnitude, allocation=allocator("uniform"), protect_outputs=True)
     after = move.apply(context(masks, weights=weights))
     assert after.targets == {"a": 3, "b": 4}
     assert after.masks["a"].tolist() == [[True, False, False], [True, True, False]]
     assert after.masks["b"].all()
-    with pytest.raises(ValueError, match="b: the last layer is not pruned, and there is no other"):
+    with pytest.raises(ValueError, match="b: an output layer is not pruned, and there is no other"):
         move.apply(context({"b": masks["b"]}))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from distsparse.core import Sparsifier
 from distsparse.methods import rigl
+from distsparse.ops.structure import Structure
 
 STEPS = 23
 
@@ -116,6 +117,11 @@ def test_loading_what_does_not_fit() -> None:
     for state in (missing, reshaped):
         with pytest.raises(ValueError, match="layers or shapes differ"):
             trainer.sparsifier.load_state_dict(state)
+
+    other = trainer.sparsifier.state_dict()
+    other["structure"] = repr(Structure(group=4))
+    with pytest.raises(ValueError, match=r"a method with Structure\(.*group=4\), and this one .*'layer'"):
+        trainer.sparsifier.load_state_dict(other)
 
     miscounted = trainer.sparsifier.state_dict()
     miscounted["targets"]["0.weight"] -= 1

@@ -15,7 +15,7 @@ from distsparse.core import (
     magnitude,
     prune,
 )
-from distsparse.methods import dense, rigl, set_, static
+from distsparse.methods import dense, gmp, rigl, rigl_structured, set_, static
 from distsparse.ops.allocation import num_active
 from distsparse.ops.digest import mask_digest, to_hex
 from distsparse.ops.schedule import constant, cubic
@@ -467,3 +467,43 @@ def test_settled_when_no_update_is_left() -> None:
     assert found == [False] * 16 + [True] * 2
     assert sparsifier.statistics.num_updates == 3
     assert attach(static(sparsity=0.8), network()).settled
+
+
+def test_detached_it_keeps_nothing() -> None:
+    model = network()
+    sparsifier = attach(static(sparsity=0.8), model)
+    sparsifier.initialize()
+    sparsifier.detach()
+    optimizer = sparsifier._optimizer
+    backward(model, 0)
+    optimizer.step()
+    for name, weight in sparsifier.weights.items():
+        assert weight.rows.count_nonzero() > sparsifier.topology.nnz(name)
+    again = Sparsifier.attach(static(sparsity=0.5), model, optimizer, total_steps=10, seed=0)
+    again.initialize()
+    backward(model, 1)
+    again.step()
+    optimizer.step()
+    for name, weight in again.weights.items():
+        assert torch.equal(weight.rows != 0, again.topology.masks[name])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (rigl(sparsity=0.9, tile=(64, 64)), r"sparsity 0\.9 leaves none of 2 tiles of \(64, 64\)"),
+        (rigl_structured(sparsity=0.99), r"sparsity 0\.99 leaves none of 6 channels: .* at most 0\.83"),
+    ],
+)
+def test_a_sparsity_that_leaves_nothing_is_refused(method: Method, message: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=message):
+        attach(method, model).initialize()
+
+
+def test_a_sparsity_that_groups_cannot_have_is_refused() -> None:
+    match = r"sparsity 0\.9 with group 4: one of every 4 stays at least, sparsity 0\.75; larger groups"
+    for method in (rigl(sparsity=0.9, group=4), gmp(sparsity=0.9, group=4)):
+        with pytest.raises(ValueError, match=match):
+            attach(method, network())
+    attach(rigl(sparsity=0.875, group=4), network()).initialize()

@@ -228,6 +228,35 @@ def test_a_sum_with_a_process_that_is_gone_raises(tmp_path: Path) -> None:
     assert (tmp_path / "raised").exists()
 
 
+def of_two_groups(rank: int) -> dict[str, Any]:
+    """Four ranks, two trainings that know nothing of each other."""
+    groups = [distributed.new_group([0, 1]), distributed.new_group([2, 3])]
+    found = {}
+    for hook in (True, False):
+        model = DistributedDataParallel(network(), process_group=groups[rank // 2])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        method = rigl(sparsity=0.8, delta_T=3)
+        sparsifier = Sparsifier.attach(method, model, optimizer, total_steps=STEPS, seed=rank // 2)
+        if hook:
+            reduce_active(model, sparsifier)
+        sparsifier.initialize()
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss(model, share(step, rank, 4)).backward()
+            if not sparsifier.step():
+                optimizer.step()
+        found["hook" if hook else "plain"] = [p.detach().flatten().tolist() for p in model.parameters()]
+    return found
+
+
+def test_the_ranks_are_those_of_the_models_own_group() -> None:
+    ranks = run_ranks(of_two_groups, 4)
+    for result in ranks:
+        assert result["hook"] == result["plain"]
+    assert ranks[0] == ranks[1]
+    assert ranks[2] == ranks[3] != ranks[0]
+
+
 def trained_and_left(rank: int) -> dict[str, Any]:
     before = gloo_threads()
     trained(METHODS["rigl"](), rank, 2, hook=True)
