@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -289,6 +290,12 @@ class Sparsifier:
                 self.statistics.count(event)
         if event is None:
             self._zeros.zero_gradients()
+        if self._step == self._total_steps and self._round < self.method.rounds - 1:
+            warnings.warn(
+                f"the run ends in round {self._round + 1} of {self.method.rounds}: this method prunes in "
+                "next_round(), which is called between two of them",
+                stacklevel=2,
+            )
         return event
 
     def detach(self) -> None:

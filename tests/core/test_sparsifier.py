@@ -15,7 +15,7 @@ from distsparse.core import (
     magnitude,
     prune,
 )
-from distsparse.methods import dense, gmp, rigl, rigl_structured, set_, static
+from distsparse.methods import dense, gmp, imp, rigl, rigl_structured, set_, static
 from distsparse.ops.allocation import num_active
 from distsparse.ops.digest import mask_digest, to_hex
 from distsparse.ops.schedule import constant, cubic
@@ -507,3 +507,13 @@ def test_a_sparsity_that_groups_cannot_have_is_refused() -> None:
         with pytest.raises(ValueError, match=match):
             attach(method, network())
     attach(rigl(sparsity=0.875, group=4), network()).initialize()
+
+
+def test_a_run_that_ends_before_its_last_round_warns() -> None:
+    model = network()
+    sparsifier = attach(imp(rounds=2), model, total_steps=2)
+    sparsifier.initialize()
+    backward(model, 0)
+    sparsifier.step()
+    with pytest.warns(UserWarning, match=r"ends in round 1 of 2: .* prunes in next_round\(\)"):
+        sparsifier.step()
