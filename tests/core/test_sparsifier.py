@@ -511,7 +511,7 @@ def test_a_sparsity_that_groups_cannot_have_is_refused() -> None:
 
 def test_a_run_that_ends_before_its_last_round_warns() -> None:
     model = network()
-    sparsifier = attach(imp(rounds=2), model, total_steps=2)
+    sparsifier = attach(imp(sparsity=0.5, prune_fraction=0.5), model, total_steps=2)
     sparsifier.initialize()
     backward(model, 0)
     sparsifier.step()
