@@ -127,6 +127,8 @@ class Sparsifier:
         self._initialized = False
         self._gradients = GradientMemory(self._weights, method, total_steps)
         outputs = cache(partial(output_layers, model, weights))
+        if method.structure.group == "row" or method.structure.tile == (1, -1):
+            outputs()  # now, for FSDP2 exchanges the parameters of modules while it gathers them
         self._layers = Layers(self._weights, method, self._whole, seed, outputs)
         self._shapes = self._layers.shapes
         channels = companions(model, weights) if method.structure.tile == (1, -1) else {}
