@@ -59,6 +59,22 @@ def test_killed_worker(
     assert resumed == "resumed at step 5 of 24"
 
 
+@pytest.mark.parametrize(("fault", "rank"), [("forward", 1), ("update", 0)])
+def test_killed_worker_of_sharded_weights(
+    fault: Any, rank: int, ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharded = {**TWO, "launch.shard": True}
+    undisturbed = planted("none", tmp_path, **sharded)
+    run(undisturbed, tmp_path)
+    told(capfd)
+    config = planted(fault, tmp_path / "marker", rank=rank, **sharded)
+    run(config, tmp_path)
+    assert (tmp_path / "marker").exists(), "it was not killed"
+    assert same(outcome(tmp_path, config), outcome(tmp_path, undisturbed))
+    _, resumed = told(capfd)
+    assert resumed == "resumed at step 5 of 24"
+
+
 def test_truncated_newest_checkpoint(
     two_undisturbed: dict[str, Any], ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
