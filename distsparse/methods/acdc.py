@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from distsparse.core import Method, allocator, magnitude, prune, refill
-from distsparse.methods.params import AllocationPower, DeltaT, Norm, PruneAllocation, Sparsity, TEnd, TStart
+from dataclasses import replace
+
+from distsparse.core import Context, Method, Move, Topology, allocator, magnitude, prune, refill
+from distsparse.methods.params import (
+    AllocationPower,
+    DeltaT,
+    Group,
+    Norm,
+    PruneAllocation,
+    Sparsity,
+    TEnd,
+    Tile,
+    TStart,
+)
 from distsparse.methods.registry import method
 from distsparse.ops.schedule import alternating, constant
+from distsparse.ops.structure import Structure
 
 
 @method("acdc")
@@ -18,6 +31,8 @@ def acdc(
     allocation: PruneAllocation = "global_magnitude",
     allocation_power: AllocationPower = 1.0,
     sensitivity_norm: Norm = "rms",
+    group: Group = "layer",
+    tile: Tile = (1, 1),
 ) -> Method:
     """Train dense, then in turn compressed to the largest weights of all and decompressed to all weights.
 
@@ -34,11 +49,22 @@ def acdc(
                 magnitude,
                 allocation=allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm),
             ),
-            refill(),
+            _decompress(),
         ),
         sparsity=constant(sparsity),
         phases=alternating(sparsity),
         every=delta_T,
         start=T_start,
         stop=T_end,
+        structure=Structure(tile=tile, group=group),
     )
+
+
+def _decompress() -> Move:
+    """Return a refill for decompressed phases alone: in compressed ones groups may hold a little less."""
+    filled = refill()
+
+    def apply(context: Context) -> Topology:
+        return context.topology if context.sparsity else filled.apply(context)
+
+    return replace(filled, apply=apply)

@@ -42,7 +42,8 @@ def dsr(
     """Drop by one global threshold, and grow at random in proportion to the survivors of each layer.
 
     The paper adapts the threshold so that about a given number of weights falls below it; here the threshold
-    is the one that drops exactly the fraction α of all active weights. A weight just dropped is not grown.
+    is the one that drops exactly the fraction α of all active weights. A weight just dropped is not grown,
+    and a layer without survivors, whose share would be nothing, gets one weight.
     """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(

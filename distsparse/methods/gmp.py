@@ -34,7 +34,11 @@ def gmp(
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
-    """Start dense, and prune the smallest weights along a cubic sparsity schedule."""
+    """Start dense, and prune the smallest weights along a cubic sparsity schedule.
+
+    In the paper a masked weight keeps its value and is ranked again at every update, so that it can come
+    back; here it is set to zero, and stays pruned.
+    """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
         update=(prune(magnitude, allocation=split),),

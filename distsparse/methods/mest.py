@@ -41,7 +41,9 @@ def mest(
 ) -> Method:
     """Drop the smallest |w| + λ|g|, and grow at random.
 
-    Without the paper's elastic mutation: as many weights are grown as are dropped.
+    This is the paper's MEST+EM: α falls during the training (elastic mutation), here on a line and until
+    ``T_end``, in the authors' scripts in steps. Without the soft memory bound (MEST+EM&S), which grows before
+    it drops and so exceeds the sparsity for a time, and without the removal of examples (data efficiency).
     """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(

@@ -53,8 +53,9 @@ TStart = Annotated[
 Group = Annotated[
     Literal["layer", "row"] | Annotated[int, Field(gt=1)],
     Field(
-        description="scope of a fixed count: layer, row (constant fan-in), or M for N of every M inputs "
-        "with N from the sparsity"
+        description="scope of a fixed count: layer, row (constant fan-in), or M for N of every M inputs. "
+        "Every group holds a whole number: a layer's density is rounded to a multiple of 1/M, at least 1/M; "
+        "for a true 2:4 network take sparsity 0.5 with allocation uniform"
     ),
 ]
 TileSize = Annotated[int, Field(ge=1)]

@@ -43,7 +43,12 @@ def rigl(
     group: Group = "layer",
     tile: Tile = (1, 1),
 ) -> Method:
-    """Exchange a fraction of the weakest weights for those with the largest gradient."""
+    """Exchange a fraction of the weakest weights for those with the largest gradient.
+
+    The paper updates at steps t < ``T_end``; here the last update may be at ``T_end`` itself, where the
+    cosine schedule exchanges nothing. ``grad_accumulation`` 1, ``exclude_dropped`` false and ``grow_init``
+    zeros are the paper's algorithm; other values are additions.
+    """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
         init=(prune(random, allocation=split),),

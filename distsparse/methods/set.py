@@ -44,7 +44,10 @@ def set_(
     """Exchange a fraction of the weakest weights for random ones.
 
     The paper updates once per epoch until the end; here every ``delta_T`` steps until ``T_end``, as the
-    published comparisons with RigL do.
+    published comparisons with RigL do. The paper drops the same fraction of the positive weights, the
+    smallest, and of the negative ones, the largest; here the smallest by absolute value, whatever their
+    signs. The paper starts grown weights at random values; here they start at zero, and with ``grow_init``
+    normal at small random ones.
     """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(

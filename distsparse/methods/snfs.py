@@ -52,7 +52,8 @@ def snfs(
 ) -> Method:
     """Move the weakest weights to the layers, and within them to the weights, with the largest momentum.
 
-    The momentum is a moving average (0.9) of the dense gradient. The paper prunes once per epoch.
+    The momentum is a moving average (0.9) of the dense gradient, whatever the optimizer. The paper prunes
+    once per epoch until the end; here every ``delta_T`` steps until ``T_end``.
     """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(

@@ -314,6 +314,7 @@ QUICK = [
     ("dsr", "unstructured", "linear", True, 0.9),
     ("granet", "unstructured", "linear", True, 0.9),
     ("acdc", "unstructured", "conv", True, None),
+    ("acdc", "constant fan-in", "narrow", True, None),
     ("imp", "unstructured", "conv", True, None),
     ("snip", "unstructured", "conv", False, None),
     ("rigl_structured", "unstructured", "conv", False, None),
