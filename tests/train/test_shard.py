@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {"model.hidden": [15], "optimizer.name": "adamw", "train.
 RUNS: dict[str, dict[str, Any]] = {
     "rigl": BASE,
     "snfs": BASE | {"method.name": "snfs", "train.accumulation": 5},
-    "srigl": BASE | {"method.name": "srigl", "train.clip_norm": 0.05},
+    "srigl": BASE | {"method.name": "srigl", "method.gamma": 0.9, "train.clip_norm": 0.05},
     "imp": BASE | {"method": {"name": "imp", "sparsity": 0.6, "prune_fraction": 0.4, "rewind_to": 0.25}},
     "snip": BASE | {"method": {"name": "snip", "sparsity": 0.7}},
     "gradient sum": BASE | {"method.grad_accumulation": 2, "method.allocation": "sensitivity"},
