@@ -113,9 +113,9 @@ def _in_all_reduce(model: nn.Module, due: Callable[[], bool]) -> None:
     """The gradients' reduction has begun, and the other ranks are in it."""
     original = gradient_hook.begin_sum
 
-    def begin_sum(gradients: Tensor, finish: Callable[[Tensor], Tensor]) -> Any:
+    def begin_sum(*arguments: Any) -> Any:
         begins = due()
-        future = original(gradients, finish)
+        future = original(*arguments)
         if begins:
             die()
         return future
