@@ -41,8 +41,8 @@ def rigl_structured(
 ) -> Method:
     """Exchange the output channels (neurons) of the least L1 norm for those of the largest gradient norm.
 
-    ``sparsity`` is the inactive fraction of the channels of all sparsified layers but the last, whose outputs
-    are the model's and stay. An inactive channel has no weight, no bias, and of the batch normalisation
+    ``sparsity`` is the inactive fraction of the channels of all sparsified layers but those whose outputs
+    are the model's, which stay. An inactive channel has no weight, no bias, and of the batch normalisation
     behind it no bias and no running mean: it is exactly zero through BatchNorm and ReLU, and can be removed
     at export. In a model that ``torch.fx`` cannot trace only the layer's own bias is known to belong to it.
 

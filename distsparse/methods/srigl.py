@@ -39,8 +39,8 @@ def srigl(
 ) -> Method:
     """RigL with a constant fan-in in each layer; neurons with few salient weights are ablated.
 
-    The last layer keeps all its neurons. The fan-in is rounded to whole weights, so that a layer's count is
-    a multiple of its open neurons.
+    Layers whose neurons are outputs keep them all. The fan-in is rounded to whole weights, so that a count is
+    a multiple of the open neurons. As many stay open as the weights need, whatever γ.
     """
     split = allocator(allocation, power=allocation_power, sensitivity_norm=sensitivity_norm)
     return Method(
