@@ -260,7 +260,8 @@ def refill() -> Move:
     """Raise the targets to the scheduled sparsity where it has fallen, and fill them, lowest index first.
 
     What is added is split in proportion to the layers' inactive units, so at sparsity 0 everything is active.
-    A grow fills what a drop has left open; this one adds to the targets. For ``group="layer"``.
+    A grow fills what a drop has left open; this one adds to the targets. For ``group="layer"``,
+    or at sparsity 0.
     """
 
     def apply(context: Context) -> Topology:

@@ -55,11 +55,6 @@ class Whole:
         total, num = self.sum(sum_and_num).tolist()
         return float(total / num) if num else 0.0
 
-    def largest(self, of: Tensor) -> int:
-        """Return the largest of whole numbers ≥ 0."""
-        found = of.max() if of.numel() else of.new_zeros(())
-        return int(torch.stack(self._comm.gather(found.reshape(1))).max())
-
     def rows(self, own: Tensor) -> Tensor:
         """Return the rows of all ranks."""
         return torch.cat(self._all_rows(own))

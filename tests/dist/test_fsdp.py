@@ -247,7 +247,6 @@ def choices() -> Any:
         "nan counts": error_of(lambda: whole.top_k_counts([lambda: (rows(spoilt), rows(candidates))], 5)),
         "together": error_of(lambda: whole.together(partial(_raise, comm.rank == 0))),
         "mean": whole.mean(values[values.isfinite()]),
-        "largest": whole.largest(rows(numbers)),
         "total": whole.total(rows(numbers)),
         "any": [whole.any(rows(numbers) == 21), whole.any(rows(numbers) == 22)],
         "rows": whole.rows(rows(numbers)).tolist(),
@@ -270,7 +269,7 @@ def check_choices(results: list[Any]) -> None:
         assert result["nan"] == result["nan counts"] == "FloatingPointError: a score is NaN"
         assert result["together"].startswith("FloatingPointError: ")
         assert result["mean"] == pytest.approx(float(score[score.isfinite()].mean()))
-        assert (result["largest"], result["total"], result["any"]) == (21, 231, [True, False])
+        assert (result["total"], result["any"]) == (231, [True, False])
         assert result["rows"] == torch.arange(22).reshape(11, 2).tolist()
         assert result["ranks"] == torch.unique(score.round(), return_inverse=True)[1].tolist()
 
